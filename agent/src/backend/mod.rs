@@ -1,0 +1,54 @@
+//! The seam to what executes jobs. A new backend is one file here and one line in [`all`].
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use kiln_core::{agent::Offer, id::LeaseId, outcome::FailureKind, session::Assignment};
+
+use crate::run::Run;
+
+/// Why a job did not succeed. Data for its outcome.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub kind: FailureKind,
+    pub exit_code: Option<i32>,
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, exit_code: None, message: message.into() }
+    }
+
+    pub fn infra(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::Infra, message)
+    }
+}
+
+/// Why a backend does not work on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(pub String);
+
+/// What executes jobs. The executor owns time limits, workspace, cancel grace, logs and artifacts; a backend never does.
+#[async_trait]
+pub trait Backend: Debug + Send + Sync {
+    /// The word by which jobs ask for it.
+    fn kind(&self) -> &'static str;
+
+    /// What it offers on this machine now; asked at start and every minute.
+    async fn probe(&self) -> Result<Offer, Unavailable>;
+
+    /// Runs a job to its end. Called once for a lease, unless it could not say `run.remember`.
+    async fn run(&self, job: &Assignment, run: &Run) -> Result<(), Failure>;
+
+    /// Goes on with a job that an earlier process of this agent began, by what it remembered.
+    async fn adopt(&self, job: &Assignment, run: &Run, handle: &str) -> Result<(), Failure>;
+
+    /// Removes what it left of a lease that is acknowledged or abandoned; of one that it never knew too.
+    async fn remove(&self, lease: LeaseId);
+
+    /// Removes what it left of all leases but these; called once at start.
+    async fn sweep(&self, keep: &[LeaseId]);
+}

@@ -1,0 +1,5 @@
+//! The agent: one session with the server, a supervisor for each job, backends behind one trait.
+
+pub mod backend;
+pub mod lease;
+pub mod run;

@@ -1,0 +1,1 @@
+//! The one function in which job rows change.

@@ -1,0 +1,193 @@
+//! The rows: the only place that knows a database. Core types come in and go out.
+//!
+//! [`Store`] reads and begins transactions, [`Tx`] is one write transaction. Both work on sets, so that a group of
+//! transitions costs as many statements as one. Three stores pass one suite of tests: SQLite, Postgres (`sql`) and
+//! the memory store of the simulation (`memory`).
+//!
+//! Order of locks in every transaction: session, builds by id, groups by id, projects by id.
+
+pub mod jobs;
+pub mod memory;
+pub mod rows;
+pub mod sql;
+
+use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+
+use async_trait::async_trait;
+use kiln_core::{
+    Millis,
+    event::Record,
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
+    schedule::{Candidate, Class},
+    spec::JobSpec,
+};
+use uuid::Uuid;
+
+pub use rows::*;
+
+/// Why the database did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A row was changed by someone else since it was read: load it again.
+    #[error("the row was changed meanwhile")]
+    Conflict,
+    /// A unique name is taken.
+    #[error("{what} {name:?} exists already")]
+    Exists { what: &'static str, name: String },
+    /// A row holds what this version can't read.
+    #[error("table {table} holds an unreadable value in {column}: {value}")]
+    Corrupt { table: &'static str, column: &'static str, value: String },
+    /// The database failed; the same call may work later.
+    #[error("the database failed while it was asked to {action}")]
+    Database {
+        action: &'static str,
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Reads, and the beginning of a write. A read sees committed rows only.
+#[async_trait]
+pub trait Store: Debug + Send + Sync {
+    /// Begins a write transaction (IMMEDIATE on SQLite). Dropped without commit, it changes nothing.
+    async fn begin(&self) -> Result<Box<dyn Tx>>;
+
+    async fn project(&self, name: &str) -> Result<Option<ProjectRow>>;
+    async fn projects(&self) -> Result<Vec<ProjectRow>>;
+
+    async fn build(&self, id: BuildId) -> Result<Option<BuildRow>>;
+    /// A page of at most `limit` builds behind `after` (creation, id) in the filter's order.
+    async fn builds(
+        &self,
+        filter: &BuildFilter,
+        after: Option<(Millis, BuildId)>,
+        limit: u32,
+    ) -> Result<Vec<BuildRow>>;
+    async fn job(&self, id: JobId) -> Result<Option<JobRow>>;
+    /// All jobs of a build by index.
+    async fn jobs_of(&self, build: BuildId) -> Result<Vec<JobRow>>;
+    /// Needed jobs of each job of a build, and whether their artifacts are placed.
+    async fn needs_of(&self, build: BuildId) -> Result<Vec<(JobId, JobId, bool)>>;
+    async fn spec(&self, job: JobId) -> Result<Option<JobSpec>>;
+    async fn class(&self, id: ClassId) -> Result<Option<Class>>;
+    /// Events with a number above `after`, in order.
+    async fn events(&self, build: BuildId, after: i64, limit: u32) -> Result<Vec<Record>>;
+
+    async fn lease(&self, id: LeaseId) -> Result<Option<LeaseRow>>;
+    async fn leases_of_job(&self, job: JobId) -> Result<Vec<LeaseRow>>;
+    /// Open leases of an agent, or of all.
+    async fn open_leases(&self, agent: Option<AgentId>) -> Result<Vec<LeaseRow>>;
+    /// Artifacts of the jobs, by job and name.
+    async fn artifacts_of(&self, jobs: &[JobId]) -> Result<Vec<ArtifactRow>>;
+
+    async fn agents(&self) -> Result<Vec<AgentRow>>;
+    async fn agent(&self, id: AgentId) -> Result<Option<AgentRow>>;
+    async fn sessions(&self) -> Result<Vec<SessionRow>>;
+    /// Raises `beat` of each session that is open and stores the agent's load; returns the sessions that were open.
+    async fn beat(
+        &self,
+        beats: &[(SessionId, kiln_core::agent::Load)],
+        at: Millis,
+    ) -> Result<Vec<SessionId>>;
+
+    async fn tokens(&self) -> Result<Vec<TokenRow>>;
+    async fn token(&self, id: TokenId) -> Result<Option<TokenRow>>;
+
+    async fn queue(&self) -> Result<Vec<QueueRow>>;
+    /// Queued jobs, the oldest first.
+    async fn oldest_queued(&self, limit: u32) -> Result<Vec<JobRow>>;
+    /// Jobs of a class that are claimable and would be taken before this one.
+    async fn ahead_of(&self, job: &JobRow) -> Result<u32>;
+    /// Queued or open jobs of a group by job id.
+    async fn members(&self, group: Uuid) -> Result<Vec<JobRow>>;
+    async fn group(&self, id: Uuid) -> Result<Option<GroupRow>>;
+    /// Queued jobs whose queue timeout is over at `now`.
+    async fn overdue(&self, now: Millis, limit: u32) -> Result<Vec<(BuildId, JobId)>>;
+    /// The earliest `not_before` after `now` of a claimable job.
+    async fn next_not_before(&self, now: Millis) -> Result<Option<Millis>>;
+    /// Builds whose counts or whose jobs' open needs differ from what their jobs say. Slow: for the sweep.
+    async fn inconsistent(&self, limit: u32) -> Result<Vec<BuildId>>;
+}
+
+/// One write transaction. Nothing but the database is awaited while one is open.
+#[async_trait]
+pub trait Tx: Send {
+    async fn commit(self: Box<Self>) -> Result<()>;
+
+    /// Errors with `Exists` where the name is taken.
+    async fn insert_project(&mut self, row: &ProjectRow) -> Result<()>;
+    /// Locks and returns them by id.
+    async fn lock_projects(&mut self, ids: &[ProjectId]) -> Result<Vec<ProjectRow>>;
+    async fn save_projects(&mut self, rows: &[ProjectRow]) -> Result<()>;
+
+    /// Inserts what has no (project, key) twin and returns the ids that were inserted.
+    async fn insert_builds(&mut self, rows: &[BuildRow]) -> Result<Vec<BuildId>>;
+    async fn builds_by_key(&mut self, keys: &[(ProjectId, String)]) -> Result<Vec<BuildRow>>;
+    /// Locks (FOR UPDATE) and returns them by id.
+    async fn lock_builds(&mut self, ids: &[BuildId]) -> Result<Vec<BuildRow>>;
+    /// Saves counts, last event and end, and the state folded from the counts.
+    async fn save_builds(&mut self, rows: &[BuildRow]) -> Result<()>;
+
+    /// Ids of the classes, made where they are new.
+    async fn ensure_classes(&mut self, classes: &[(ClassId, Class)]) -> Result<Vec<ClassId>>;
+    /// Groups by (project, name), made where they are new; their limit becomes the given one. Locked.
+    async fn ensure_groups(&mut self, groups: &[GroupRow]) -> Result<Vec<GroupRow>>;
+    async fn lock_groups(&mut self, ids: &[Uuid]) -> Result<Vec<GroupRow>>;
+    /// Queued, leased or running jobs of a group, by job id: all open ones, and the first `queued` queued ones.
+    async fn group_members(&mut self, group: Uuid, queued: u32) -> Result<Vec<JobRow>>;
+
+    async fn insert_jobs(&mut self, jobs: &[NewJob]) -> Result<()>;
+    async fn jobs(&mut self, ids: &[JobId]) -> Result<Vec<JobRow>>;
+    async fn jobs_of(&mut self, build: BuildId) -> Result<Vec<JobRow>>;
+    /// Jobs that need one of the given: (needed, dependent).
+    async fn dependents(&mut self, needed: &[JobId]) -> Result<Vec<(JobId, JobRow)>>;
+    /// Edges of a build: (job, needed).
+    async fn edges(&mut self, build: BuildId) -> Result<Vec<(JobId, JobId)>>;
+    /// Saves what a transition changes, where the version is still the row's, and raises it; returns the others.
+    async fn save_jobs(&mut self, rows: &[JobRow]) -> Result<Vec<JobId>>;
+    async fn append_events(&mut self, events: &[Record]) -> Result<()>;
+
+    async fn insert_leases(&mut self, rows: &[LeaseRow]) -> Result<()>;
+    async fn leases(&mut self, ids: &[LeaseId]) -> Result<Vec<LeaseRow>>;
+    /// Open leases of an agent.
+    async fn open_leases(&mut self, agent: AgentId) -> Result<Vec<LeaseRow>>;
+    async fn save_leases(&mut self, rows: &[LeaseRow]) -> Result<()>;
+    /// Replaces the artifacts of each job named.
+    async fn put_artifacts(&mut self, jobs: &[JobId], rows: &[ArtifactRow]) -> Result<()>;
+
+    /// Claimable jobs of these classes whose `not_before` is over, of the 16 projects of least weighted use that are
+    /// neither paused nor at their limit, the first `each` of each project by priority and age. With their affinity's
+    /// last agent in `preferred`, whether it has room or not.
+    async fn candidates(
+        &mut self,
+        classes: &[ClassId],
+        each: u32,
+        now: Millis,
+    ) -> Result<Vec<(Candidate, BuildId)>>;
+    /// Remembers which agent has the caches of these affinities warm.
+    async fn save_affinities(&mut self, rows: &[(String, AgentId, Millis)]) -> Result<()>;
+    /// All classes that have claimable jobs.
+    async fn waiting_classes(&mut self) -> Result<BTreeMap<ClassId, Class>>;
+
+    /// Errors with `Exists` where the name is taken.
+    async fn insert_agent(&mut self, row: &AgentRow) -> Result<()>;
+    async fn lock_agent(&mut self, id: AgentId) -> Result<Option<AgentRow>>;
+    async fn save_agent(&mut self, row: &AgentRow) -> Result<()>;
+    async fn delete_agent(&mut self, id: AgentId) -> Result<()>;
+    async fn insert_session(&mut self, row: &SessionRow) -> Result<()>;
+    async fn lock_session(&mut self, id: SessionId) -> Result<Option<SessionRow>>;
+    /// Open sessions of an agent, locked.
+    async fn lock_sessions_of(&mut self, agent: AgentId) -> Result<Vec<SessionRow>>;
+    /// Closes it where it is open and its beat is the observed one (`None`: any); says whether it did.
+    async fn close_session(&mut self, id: SessionId, observed_beat: Option<i64>) -> Result<bool>;
+
+    async fn insert_token(&mut self, row: &TokenRow) -> Result<()>;
+    async fn lock_token(&mut self, id: TokenId) -> Result<Option<TokenRow>>;
+    async fn save_token(&mut self, row: &TokenRow) -> Result<()>;
+    async fn delete_token(&mut self, id: TokenId) -> Result<bool>;
+}
+
+/// A store that many share.
+pub type SharedStore = Arc<dyn Store>;

@@ -1,0 +1,1 @@
+//! Between replicas, by LISTEN and NOTIFY.
