@@ -3,3 +3,6 @@
 pub mod backend;
 pub mod lease;
 pub mod run;
+pub mod supervisor;
+
+pub use supervisor::supervise;

@@ -1,5 +1,96 @@
-//! What the world offers to a backend while it runs one job.
+//! What the world offers to a backend while it runs one job: its folder, its log, its cancellation, and a supervisor that
+//! outlives this process. It knows no session and no server.
+
+mod folder;
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use kiln_core::{Millis, id::LeaseId};
+use tokio_util::sync::CancellationToken;
+
+pub use folder::{Folder, StageMark};
+
+use crate::{
+    backend::Failure,
+    supervisor::{Exit, Spec, Task, client},
+};
+
+/// A value that never appears in a log, in argv or in the environment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    pub name: String,
+    pub value: Vec<u8>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret").field("name", &self.name).finish_non_exhaustive()
+    }
+}
 
 /// One job's view of the world.
-#[derive(Debug)]
-pub struct Run {}
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub lease: LeaseId,
+    /// The lease folder; only this agent reads it.
+    pub folder: Folder,
+    pub secrets: Vec<Secret>,
+    /// Fires when the job shall end: cancelled, out of time, or not wanted any more. Why is the executor's to know.
+    pub cancel: CancellationToken,
+    /// From a polite request to end until everything is killed.
+    pub grace_ms: Millis,
+    /// The executable with the hidden subcommand `supervise`: this one, or a stand-in in tests.
+    pub supervisor: PathBuf,
+    /// Milliseconds since the epoch.
+    pub now: fn() -> Millis,
+}
+
+impl Run {
+    pub fn dir(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn workspace(&self) -> PathBuf {
+        self.folder.workspace()
+    }
+
+    /// Marks that a part of the job begins here in its log.
+    pub async fn stage(&self, name: &str) -> io::Result<()> {
+        let (folder, name, time_ms) = (self.folder.clone(), name.to_owned(), (self.now)());
+        blocking(move || folder.mark(&name, time_ms)).await
+    }
+
+    /// Writes a short message to the log. Not while a supervisor runs: it is the only writer then.
+    pub async fn say(&self, text: &str) -> io::Result<()> {
+        let (folder, text) = (self.folder.clone(), text.to_owned());
+        blocking(move || folder.say(&text)).await
+    }
+
+    /// Keeps what `adopt` needs after a crash. Durable when it returns.
+    pub async fn remember(&self, handle: &str) -> io::Result<()> {
+        let (folder, handle) = (self.folder.clone(), handle.to_owned());
+        blocking(move || folder.remember(&handle)).await
+    }
+
+    /// Starts a supervisor for the task and waits for its end, or goes on waiting for one that was started before.
+    pub async fn spawn(&self, task: Task) -> Result<Exit, Failure> {
+        let spec = Spec { dir: self.dir().to_owned(), grace_ms: self.grace_ms, task };
+        client::start(self, &spec).await?;
+        client::wait(self, &spec.task).await
+    }
+
+    /// Waits for the end of a task that an earlier process of this agent spawned.
+    pub async fn reattach(&self) -> Result<Exit, Failure> {
+        let task = client::task(self).await?;
+        client::wait(self, &task).await
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
