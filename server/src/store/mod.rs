@@ -70,8 +70,14 @@ pub trait Store: Debug + Send + Sync {
     async fn jobs_of(&self, build: BuildId) -> Result<Vec<JobRow>>;
     /// Needed jobs of each job of a build, and whether their artifacts are placed.
     async fn needs_of(&self, build: BuildId) -> Result<Vec<(JobId, JobId, bool)>>;
+    /// What each of these jobs needs: (job, needed job, whether its artifacts are placed), by job and index of the needed.
+    async fn needed_by(&self, jobs: &[JobId]) -> Result<Vec<(JobId, JobRow, bool)>>;
     async fn spec(&self, job: JobId) -> Result<Option<JobSpec>>;
+    /// Specifications of many jobs, in any order.
+    async fn specs(&self, jobs: &[JobId]) -> Result<Vec<(JobId, JobSpec)>>;
     async fn class(&self, id: ClassId) -> Result<Option<Class>>;
+    /// Ids of the classes that have claimable jobs, as committed.
+    async fn waiting_classes(&self) -> Result<Vec<ClassId>>;
     /// Events with a number above `after`, in order.
     async fn events(&self, build: BuildId, after: i64, limit: u32) -> Result<Vec<Record>>;
 
