@@ -48,6 +48,9 @@ pub enum Error {
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Projects that one claim looks at: enough for fairness, few enough for a claim that costs the same however many wait.
+pub const PROJECTS_OF_A_CLAIM: usize = 16;
+
 /// Reads, and the beginning of a write. A read sees committed rows only.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
@@ -55,6 +58,7 @@ pub trait Store: Debug + Send + Sync {
     async fn begin(&self) -> Result<Box<dyn Tx>>;
 
     async fn project(&self, name: &str) -> Result<Option<ProjectRow>>;
+    /// All by name.
     async fn projects(&self) -> Result<Vec<ProjectRow>>;
 
     async fn build(&self, id: BuildId) -> Result<Option<BuildRow>>;
@@ -88,8 +92,10 @@ pub trait Store: Debug + Send + Sync {
     /// Artifacts of the jobs, by job and name.
     async fn artifacts_of(&self, jobs: &[JobId]) -> Result<Vec<ArtifactRow>>;
 
+    /// All by name.
     async fn agents(&self) -> Result<Vec<AgentRow>>;
     async fn agent(&self, id: AgentId) -> Result<Option<AgentRow>>;
+    /// Open sessions.
     async fn sessions(&self) -> Result<Vec<SessionRow>>;
     /// Raises `beat` of each session that is open and stores the agent's load; returns the sessions that were open.
     async fn beat(
@@ -122,7 +128,7 @@ pub trait Store: Debug + Send + Sync {
 pub trait Tx: Send {
     async fn commit(self: Box<Self>) -> Result<()>;
 
-    /// Errors with `Exists` where the name is taken.
+    /// Errors with `Exists` where the name is taken; the transaction must then be dropped.
     async fn insert_project(&mut self, row: &ProjectRow) -> Result<()>;
     /// Locks and returns them by id.
     async fn lock_projects(&mut self, ids: &[ProjectId]) -> Result<Vec<ProjectRow>>;
@@ -136,9 +142,10 @@ pub trait Tx: Send {
     /// Saves counts, last event and end, and the state folded from the counts.
     async fn save_builds(&mut self, rows: &[BuildRow]) -> Result<()>;
 
-    /// Ids of the classes, made where they are new.
+    /// Ids of the classes in the order given, made where they are new.
     async fn ensure_classes(&mut self, classes: &[(ClassId, Class)]) -> Result<Vec<ClassId>>;
-    /// Groups by (project, name), made where they are new; their limit becomes the given one. Locked.
+    /// Groups by (project, name), made where they are new; their limit becomes the given one. Locked, in the
+    /// order given.
     async fn ensure_groups(&mut self, groups: &[GroupRow]) -> Result<Vec<GroupRow>>;
     async fn lock_groups(&mut self, ids: &[Uuid]) -> Result<Vec<GroupRow>>;
     /// Queued, leased or running jobs of a group, by job id: all open ones, and the first `queued` queued ones.
@@ -153,6 +160,7 @@ pub trait Tx: Send {
     async fn edges(&mut self, build: BuildId) -> Result<Vec<(JobId, JobId)>>;
     /// Saves what a transition changes, where the version is still the row's, and raises it; returns the others.
     async fn save_jobs(&mut self, rows: &[JobRow]) -> Result<Vec<JobId>>;
+    /// A number that is taken is a `Conflict`.
     async fn append_events(&mut self, events: &[Record]) -> Result<()>;
 
     async fn insert_leases(&mut self, rows: &[LeaseRow]) -> Result<()>;
@@ -177,10 +185,11 @@ pub trait Tx: Send {
     /// All classes that have claimable jobs.
     async fn waiting_classes(&mut self) -> Result<BTreeMap<ClassId, Class>>;
 
-    /// Errors with `Exists` where the name is taken.
+    /// Errors with `Exists` where the name is taken; the transaction must then be dropped.
     async fn insert_agent(&mut self, row: &AgentRow) -> Result<()>;
     async fn lock_agent(&mut self, id: AgentId) -> Result<Option<AgentRow>>;
     async fn save_agent(&mut self, row: &AgentRow) -> Result<()>;
+    /// Its sessions go with it; leases and jobs keep its id.
     async fn delete_agent(&mut self, id: AgentId) -> Result<()>;
     async fn insert_session(&mut self, row: &SessionRow) -> Result<()>;
     async fn lock_session(&mut self, id: SessionId) -> Result<Option<SessionRow>>;

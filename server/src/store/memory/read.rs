@@ -1,0 +1,230 @@
+//! Reads of committed rows.
+
+use std::cmp::Reverse;
+
+use async_trait::async_trait;
+use kiln_core::{
+    Millis,
+    agent::Load,
+    build::Counts,
+    event::Record,
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, SessionId, TokenId},
+    schedule::Class,
+    spec::JobSpec,
+};
+use uuid::Uuid;
+
+use super::{
+    super::{
+        AgentRow, ArtifactRow, BuildFilter, BuildRow, GroupRow, JobRow, LeaseRow, ProjectRow,
+        QueueRow, Result, SessionRow, Store, TokenRow, Tx,
+    },
+    Memory, State, all, entry, queue, row, sorted,
+};
+
+#[async_trait]
+impl Store for Memory {
+    async fn begin(&self) -> Result<Box<dyn Tx>> {
+        Ok(Box::new(self.open().await))
+    }
+
+    async fn project(&self, name: &str) -> Result<Option<ProjectRow>> {
+        Ok(self
+            .snapshot()
+            .projects
+            .values()
+            .find(|row| row.name == name)
+            .map(|row| (**row).clone()))
+    }
+
+    async fn projects(&self) -> Result<Vec<ProjectRow>> {
+        let mut rows = all(&self.snapshot().projects);
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(rows)
+    }
+
+    async fn build(&self, id: BuildId) -> Result<Option<BuildRow>> {
+        Ok(row(&self.snapshot().builds, &id))
+    }
+
+    async fn builds(
+        &self,
+        filter: &BuildFilter,
+        after: Option<(Millis, BuildId)>,
+        limit: u32,
+    ) -> Result<Vec<BuildRow>> {
+        let mut rows = all(&self.snapshot().builds);
+        rows.retain(|row| passes(row, filter, after));
+        if filter.oldest_first {
+            rows.sort_by_key(position);
+        } else {
+            rows.sort_by_key(|row| Reverse(position(row)));
+        }
+        rows.truncate(limit as usize);
+        Ok(rows)
+    }
+
+    async fn job(&self, id: JobId) -> Result<Option<JobRow>> {
+        Ok(row(&self.snapshot().jobs, &id))
+    }
+
+    async fn jobs_of(&self, build: BuildId) -> Result<Vec<JobRow>> {
+        Ok(self.snapshot().jobs_of(build))
+    }
+
+    async fn needs_of(&self, build: BuildId) -> Result<Vec<(JobId, JobId, bool)>> {
+        Ok(self.snapshot().edges(build).to_vec())
+    }
+
+    async fn spec(&self, job: JobId) -> Result<Option<JobSpec>> {
+        Ok(row(&self.snapshot().specs, &job))
+    }
+
+    async fn class(&self, id: ClassId) -> Result<Option<Class>> {
+        Ok(row(&self.snapshot().classes, &id))
+    }
+
+    async fn events(&self, build: BuildId, after: i64, limit: u32) -> Result<Vec<Record>> {
+        let state = self.snapshot();
+        let records = state.events.get(&build).map(|records| records.as_slice());
+        let later = records.unwrap_or_default().iter().filter(|record| record.number > after);
+        Ok(later.take(limit as usize).cloned().collect())
+    }
+
+    async fn lease(&self, id: LeaseId) -> Result<Option<LeaseRow>> {
+        Ok(row(&self.snapshot().leases, &id))
+    }
+
+    async fn leases_of_job(&self, job: JobId) -> Result<Vec<LeaseRow>> {
+        let mut rows = all(&self.snapshot().leases);
+        rows.retain(|row| row.job == job);
+        Ok(rows)
+    }
+
+    async fn open_leases(&self, agent: Option<AgentId>) -> Result<Vec<LeaseRow>> {
+        let mut rows = all(&self.snapshot().leases);
+        rows.retain(|row| row.phase.is_open() && agent.is_none_or(|agent| row.agent == agent));
+        Ok(rows)
+    }
+
+    async fn artifacts_of(&self, jobs: &[JobId]) -> Result<Vec<ArtifactRow>> {
+        let state = self.snapshot();
+        let lists = sorted(jobs).into_iter().filter_map(|job| row(&state.artifacts, &job));
+        Ok(lists.flatten().collect())
+    }
+
+    async fn agents(&self) -> Result<Vec<AgentRow>> {
+        let mut rows = all(&self.snapshot().agents);
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(rows)
+    }
+
+    async fn agent(&self, id: AgentId) -> Result<Option<AgentRow>> {
+        Ok(row(&self.snapshot().agents, &id))
+    }
+
+    async fn sessions(&self) -> Result<Vec<SessionRow>> {
+        let mut rows = all(&self.snapshot().sessions);
+        rows.retain(|row| row.open);
+        Ok(rows)
+    }
+
+    async fn beat(&self, beats: &[(SessionId, Load)], at: Millis) -> Result<Vec<SessionId>> {
+        let mut tx = self.open().await;
+        let mut open = vec![];
+        for &(id, load) in beats {
+            let Some(session) = row(&tx.state.sessions, &id).filter(|row| row.open) else {
+                continue;
+            };
+            let agent = session.agent;
+            super::put(
+                &mut tx.state.sessions,
+                id,
+                SessionRow { beat: session.beat + 1, ..session },
+            );
+            if let Some(row) = row(&tx.state.agents, &agent) {
+                super::put(&mut tx.state.agents, agent, AgentRow { load, seen_at: at, ..row });
+            }
+            open.push(id);
+        }
+        tx.publish()?;
+        Ok(open)
+    }
+
+    async fn tokens(&self) -> Result<Vec<TokenRow>> {
+        Ok(all(&self.snapshot().tokens))
+    }
+
+    async fn token(&self, id: TokenId) -> Result<Option<TokenRow>> {
+        Ok(row(&self.snapshot().tokens, &id))
+    }
+
+    async fn queue(&self) -> Result<Vec<QueueRow>> {
+        Ok(queue::by_project(&self.snapshot()))
+    }
+
+    async fn oldest_queued(&self, limit: u32) -> Result<Vec<JobRow>> {
+        Ok(queue::oldest(&self.snapshot(), limit))
+    }
+
+    async fn ahead_of(&self, job: &JobRow) -> Result<u32> {
+        Ok(queue::ahead_of(&self.snapshot(), job))
+    }
+
+    async fn members(&self, group: Uuid) -> Result<Vec<JobRow>> {
+        Ok(self.snapshot().members(group).cloned().collect())
+    }
+
+    async fn group(&self, id: Uuid) -> Result<Option<GroupRow>> {
+        Ok(row(&self.snapshot().groups, &id))
+    }
+
+    async fn overdue(&self, now: Millis, limit: u32) -> Result<Vec<(BuildId, JobId)>> {
+        Ok(queue::overdue(&self.snapshot(), now, limit))
+    }
+
+    async fn next_not_before(&self, now: Millis) -> Result<Option<Millis>> {
+        Ok(queue::next_not_before(&self.snapshot(), now))
+    }
+
+    async fn inconsistent(&self, limit: u32) -> Result<Vec<BuildId>> {
+        let state = self.snapshot();
+        let wrong = state.builds.values().filter(|build| !is_consistent(&state, build));
+        Ok(wrong.map(|build| build.id).take(limit as usize).collect())
+    }
+}
+
+fn position(row: &BuildRow) -> (Millis, BuildId) {
+    (row.created_at, row.id)
+}
+
+fn passes(row: &BuildRow, filter: &BuildFilter, after: Option<(Millis, BuildId)>) -> bool {
+    let behind = |after| match filter.oldest_first {
+        true => position(row) > after,
+        false => position(row) < after,
+    };
+    filter.project.is_none_or(|project| row.project == project)
+        && (filter.states.is_empty() || filter.states.contains(&row.state()))
+        && filter.created_from.is_none_or(|from| row.created_at >= from)
+        && filter.created_until.is_none_or(|until| row.created_at < until)
+        && row.title.to_lowercase().contains(&filter.title_contains.to_lowercase())
+        && after.is_none_or(behind)
+}
+
+fn is_consistent(state: &State, build: &BuildRow) -> bool {
+    let jobs = state.jobs_of(build.id);
+    let mut counts = Counts::default();
+    let mut open = super::Table::<JobId, u32>::default();
+    for row in &jobs {
+        counts.add(row.job.status(), row.allow_failure);
+    }
+    for &(job, needed, _) in state.edges(build.id) {
+        let done = state.jobs.get(&needed).is_some_and(|row| row.job.status().is_done());
+        *entry(&mut open, job) += u32::from(!done);
+    }
+    let blocked = jobs.iter().filter(|row| row.job.status() == kiln_core::job::Status::Blocked);
+    counts == build.counts
+        && blocked
+            .into_iter()
+            .all(|row| row.open_needs == open.get(&row.job.id).map_or(0, |count| **count))
+}

@@ -1,0 +1,305 @@
+//! The write transaction.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use async_trait::async_trait;
+use kiln_core::{
+    Millis,
+    event::Record,
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
+    schedule::{Candidate, Class},
+};
+use uuid::Uuid;
+
+use super::{
+    super::{
+        AgentRow, ArtifactRow, BuildRow, Error, GroupRow, JobRow, LeaseRow, NewJob, ProjectRow,
+        Result, SessionRow, TokenRow, Tx,
+    },
+    MemoryTx, entry, is_open, is_queued, put, queue, row, rows, sorted,
+};
+
+#[async_trait]
+impl Tx for MemoryTx {
+    async fn commit(self: Box<Self>) -> Result<()> {
+        self.publish()
+    }
+
+    async fn insert_project(&mut self, row: &ProjectRow) -> Result<()> {
+        if self.state.projects.values().any(|other| other.name == row.name) {
+            return Err(Error::Exists { what: "project", name: row.name.clone() });
+        }
+        put(&mut self.state.projects, row.id, row.clone());
+        Ok(())
+    }
+
+    async fn lock_projects(&mut self, ids: &[ProjectId]) -> Result<Vec<ProjectRow>> {
+        Ok(rows(&self.state.projects, &sorted(ids)))
+    }
+
+    async fn save_projects(&mut self, rows: &[ProjectRow]) -> Result<()> {
+        for row in rows {
+            put(&mut self.state.projects, row.id, row.clone());
+        }
+        Ok(())
+    }
+
+    async fn insert_builds(&mut self, rows: &[BuildRow]) -> Result<Vec<BuildId>> {
+        let mut inserted = vec![];
+        for row in rows {
+            if let Some(key) = &row.key {
+                let key = (row.project, key.clone());
+                if self.state.keys.contains_key(&key) {
+                    continue;
+                }
+                put(&mut self.state.keys, key, row.id);
+            }
+            put(&mut self.state.builds, row.id, row.clone());
+            inserted.push(row.id);
+        }
+        Ok(inserted)
+    }
+
+    async fn builds_by_key(&mut self, keys: &[(ProjectId, String)]) -> Result<Vec<BuildRow>> {
+        Ok(rows(&self.state.builds, &rows(&self.state.keys, keys)))
+    }
+
+    async fn lock_builds(&mut self, ids: &[BuildId]) -> Result<Vec<BuildRow>> {
+        Ok(rows(&self.state.builds, &sorted(ids)))
+    }
+
+    async fn save_builds(&mut self, rows: &[BuildRow]) -> Result<()> {
+        for new in rows {
+            if let Some(old) = row(&self.state.builds, &new.id) {
+                let saved = BuildRow {
+                    counts: new.counts,
+                    last_event: new.last_event,
+                    finished_at: new.finished_at,
+                    ..old
+                };
+                put(&mut self.state.builds, new.id, saved);
+            }
+        }
+        Ok(())
+    }
+
+    async fn ensure_classes(&mut self, classes: &[(ClassId, Class)]) -> Result<Vec<ClassId>> {
+        let mut ids = vec![];
+        for (id, class) in classes {
+            let known = self.state.classes.iter().find(|(_, known)| ***known == *class);
+            let known = known.map(|(id, _)| *id);
+            if known.is_none() {
+                put(&mut self.state.classes, *id, class.clone());
+            }
+            ids.push(known.unwrap_or(*id));
+        }
+        Ok(ids)
+    }
+
+    async fn ensure_groups(&mut self, groups: &[GroupRow]) -> Result<Vec<GroupRow>> {
+        let mut saved = vec![];
+        for group in groups {
+            let mut known = self.state.groups.values();
+            let known = known.find(|row| row.project == group.project && row.name == group.name);
+            let id = known.map_or(group.id, |row| row.id);
+            let group = GroupRow { id, ..group.clone() };
+            put(&mut self.state.groups, id, group.clone());
+            saved.push(group);
+        }
+        Ok(saved)
+    }
+
+    async fn lock_groups(&mut self, ids: &[Uuid]) -> Result<Vec<GroupRow>> {
+        Ok(rows(&self.state.groups, &sorted(ids)))
+    }
+
+    async fn group_members(&mut self, group: Uuid, queued: u32) -> Result<Vec<JobRow>> {
+        let mut left = queued;
+        let wanted = self.state.members(group).filter(|row| {
+            let taken = is_open(row) || left > 0;
+            left -= u32::from(taken && is_queued(row));
+            taken
+        });
+        Ok(wanted.cloned().collect())
+    }
+
+    async fn insert_jobs(&mut self, jobs: &[NewJob]) -> Result<()> {
+        for NewJob { row, spec, needs } in jobs {
+            let (id, build) = (row.job.id, row.job.build);
+            put(&mut self.state.jobs, id, row.clone());
+            put(&mut self.state.specs, id, spec.clone());
+            entry(&mut self.state.build_jobs, build).push(id);
+            entry(&mut self.state.needs, build)
+                .extend(needs.iter().map(|&(needed, artifacts)| (id, needed, artifacts)));
+        }
+        for build in sorted(&jobs.iter().map(|new| new.row.job.build).collect::<Vec<_>>()) {
+            let index = |id: &JobId| self.state.jobs.get(id).map(|row| row.index);
+            entry(&mut self.state.build_jobs, build).sort_by_key(index);
+            entry(&mut self.state.needs, build).sort_unstable();
+        }
+        Ok(())
+    }
+
+    async fn jobs(&mut self, ids: &[JobId]) -> Result<Vec<JobRow>> {
+        Ok(rows(&self.state.jobs, &sorted(ids)))
+    }
+
+    async fn jobs_of(&mut self, build: BuildId) -> Result<Vec<JobRow>> {
+        Ok(self.state.jobs_of(build))
+    }
+
+    async fn dependents(&mut self, needed: &[JobId]) -> Result<Vec<(JobId, JobRow)>> {
+        let mut found = vec![];
+        for id in sorted(needed) {
+            let Some(build) = self.state.jobs.get(&id).map(|row| row.job.build) else { continue };
+            let edges = self.state.edges(build).iter().filter(|edge| edge.1 == id);
+            found.extend(edges.filter_map(|edge| Some((id, row(&self.state.jobs, &edge.0)?))));
+        }
+        Ok(found)
+    }
+
+    async fn edges(&mut self, build: BuildId) -> Result<Vec<(JobId, JobId)>> {
+        Ok(self.state.edges(build).iter().map(|edge| (edge.0, edge.1)).collect())
+    }
+
+    async fn save_jobs(&mut self, rows: &[JobRow]) -> Result<Vec<JobId>> {
+        let mut conflicts = vec![];
+        for row in rows {
+            let id = row.job.id;
+            if self.state.jobs.get(&id).is_some_and(|old| old.version == row.version) {
+                let saved = JobRow { version: row.version + 1, ..row.clone() };
+                put(&mut self.state.jobs, id, saved);
+            } else {
+                conflicts.push(id);
+            }
+        }
+        Ok(conflicts)
+    }
+
+    async fn append_events(&mut self, events: &[Record]) -> Result<()> {
+        for event in events {
+            let records = entry(&mut self.state.events, event.build);
+            if records.iter().rev().any(|record| record.number == event.number) {
+                return Err(Error::Conflict);
+            }
+            records.push(event.clone());
+            records.sort_by_key(|record| record.number);
+        }
+        Ok(())
+    }
+
+    async fn insert_leases(&mut self, rows: &[LeaseRow]) -> Result<()> {
+        self.save_leases(rows).await
+    }
+
+    async fn leases(&mut self, ids: &[LeaseId]) -> Result<Vec<LeaseRow>> {
+        Ok(rows(&self.state.leases, &sorted(ids)))
+    }
+
+    async fn open_leases(&mut self, agent: AgentId) -> Result<Vec<LeaseRow>> {
+        let leases = self.state.leases.values().map(Arc::as_ref);
+        Ok(leases.filter(|row| row.agent == agent && row.phase.is_open()).cloned().collect())
+    }
+
+    async fn save_leases(&mut self, rows: &[LeaseRow]) -> Result<()> {
+        for row in rows {
+            put(&mut self.state.leases, row.id, row.clone());
+        }
+        Ok(())
+    }
+
+    async fn put_artifacts(&mut self, jobs: &[JobId], rows: &[ArtifactRow]) -> Result<()> {
+        for &job in jobs {
+            let mut list: Vec<_> = rows.iter().filter(|row| row.job == job).cloned().collect();
+            list.sort_by(|a, b| a.artifact.name.cmp(&b.artifact.name));
+            put(&mut self.state.artifacts, job, list);
+        }
+        Ok(())
+    }
+
+    async fn candidates(
+        &mut self,
+        classes: &[ClassId],
+        each: u32,
+        now: Millis,
+    ) -> Result<Vec<(Candidate, BuildId)>> {
+        Ok(queue::candidates(&self.state, classes, each, now))
+    }
+
+    async fn save_affinities(&mut self, rows: &[(String, AgentId, Millis)]) -> Result<()> {
+        for (affinity, agent, at) in rows {
+            put(&mut self.state.affinities, affinity.clone(), (*agent, *at));
+        }
+        Ok(())
+    }
+
+    async fn waiting_classes(&mut self) -> Result<BTreeMap<ClassId, Class>> {
+        Ok(queue::waiting_classes(&self.state))
+    }
+
+    async fn insert_agent(&mut self, row: &AgentRow) -> Result<()> {
+        if self.state.agents.values().any(|other| other.name == row.name) {
+            return Err(Error::Exists { what: "agent", name: row.name.clone() });
+        }
+        put(&mut self.state.agents, row.id, row.clone());
+        Ok(())
+    }
+
+    async fn lock_agent(&mut self, id: AgentId) -> Result<Option<AgentRow>> {
+        Ok(row(&self.state.agents, &id))
+    }
+
+    async fn save_agent(&mut self, row: &AgentRow) -> Result<()> {
+        put(&mut self.state.agents, row.id, row.clone());
+        Ok(())
+    }
+
+    async fn delete_agent(&mut self, id: AgentId) -> Result<()> {
+        Arc::make_mut(&mut self.state.agents).remove(&id);
+        Arc::make_mut(&mut self.state.sessions).retain(|_, row| row.agent != id);
+        Ok(())
+    }
+
+    async fn insert_session(&mut self, row: &SessionRow) -> Result<()> {
+        put(&mut self.state.sessions, row.id, row.clone());
+        Ok(())
+    }
+
+    async fn lock_session(&mut self, id: SessionId) -> Result<Option<SessionRow>> {
+        Ok(row(&self.state.sessions, &id))
+    }
+
+    async fn lock_sessions_of(&mut self, agent: AgentId) -> Result<Vec<SessionRow>> {
+        let sessions = self.state.sessions.values().map(Arc::as_ref);
+        Ok(sessions.filter(|row| row.agent == agent && row.open).cloned().collect())
+    }
+
+    async fn close_session(&mut self, id: SessionId, observed: Option<i64>) -> Result<bool> {
+        let session = row(&self.state.sessions, &id);
+        let Some(session) =
+            session.filter(|row| row.open && observed.is_none_or(|beat| row.beat == beat))
+        else {
+            return Ok(false);
+        };
+        put(&mut self.state.sessions, id, SessionRow { open: false, ..session });
+        Ok(true)
+    }
+
+    async fn insert_token(&mut self, row: &TokenRow) -> Result<()> {
+        put(&mut self.state.tokens, row.id, row.clone());
+        Ok(())
+    }
+
+    async fn lock_token(&mut self, id: TokenId) -> Result<Option<TokenRow>> {
+        Ok(row(&self.state.tokens, &id))
+    }
+
+    async fn save_token(&mut self, row: &TokenRow) -> Result<()> {
+        put(&mut self.state.tokens, row.id, row.clone());
+        Ok(())
+    }
+
+    async fn delete_token(&mut self, id: TokenId) -> Result<bool> {
+        Ok(Arc::make_mut(&mut self.state.tokens).remove(&id).is_some())
+    }
+}
