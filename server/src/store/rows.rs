@@ -228,6 +228,7 @@ pub struct BuildFilter {
 pub struct QueueRow {
     pub project: ProjectId,
     pub queued: u32,
+    /// Open leases.
     pub running: u32,
     pub oldest: Option<Millis>,
 }

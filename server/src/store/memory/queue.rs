@@ -15,7 +15,7 @@ use kiln_core::{
 
 use super::{
     super::{JobRow, PROJECTS_OF_A_CLAIM, ProjectRow, QueueRow},
-    State, is_open, is_queued,
+    State, is_queued,
 };
 
 /// The order in which jobs of equal use are taken.
@@ -84,20 +84,15 @@ pub(super) fn waiting_classes(state: &State) -> BTreeMap<ClassId, Class> {
 
 pub(super) fn by_project(state: &State) -> Vec<QueueRow> {
     let mut rows: BTreeMap<ProjectId, QueueRow> = BTreeMap::new();
-    for job in state.jobs.values().filter(|job| is_queued(job) || is_open(job)) {
-        let row = rows.entry(job.project).or_insert(QueueRow {
-            project: job.project,
-            queued: 0,
-            running: 0,
-            oldest: None,
-        });
-        if is_open(job) {
-            row.running += 1;
-        } else {
-            row.queued += 1;
-            let queued_at = job.job.queued_at;
-            row.oldest = Some(row.oldest.map_or(queued_at, |oldest| oldest.min(queued_at)));
-        }
+    let empty = |project| QueueRow { project, queued: 0, running: 0, oldest: None };
+    for job in state.jobs.values().filter(|job| is_queued(job)) {
+        let row = rows.entry(job.project).or_insert_with(|| empty(job.project));
+        let queued_at = job.job.queued_at;
+        row.queued += 1;
+        row.oldest = Some(row.oldest.map_or(queued_at, |oldest| oldest.min(queued_at)));
+    }
+    for lease in state.leases.values().filter(|lease| lease.phase.is_open()) {
+        rows.entry(lease.project).or_insert_with(|| empty(lease.project)).running += 1;
     }
     rows.into_values().collect()
 }

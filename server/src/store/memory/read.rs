@@ -76,12 +76,34 @@ impl Store for Memory {
         Ok(self.snapshot().edges(build).to_vec())
     }
 
+    async fn needed_by(&self, jobs: &[JobId]) -> Result<Vec<(JobId, JobRow, bool)>> {
+        let state = self.snapshot();
+        let mut found = vec![];
+        for id in sorted(jobs) {
+            let Some(build) = state.jobs.get(&id).map(|row| row.job.build) else { continue };
+            let edges = state.edges(build).iter().filter(|edge| edge.0 == id);
+            found.extend(edges.filter_map(|edge| Some((id, row(&state.jobs, &edge.1)?, edge.2))));
+        }
+        found.sort_by_key(|(job, needed, _)| (*job, needed.index));
+        Ok(found)
+    }
+
     async fn spec(&self, job: JobId) -> Result<Option<JobSpec>> {
         Ok(row(&self.snapshot().specs, &job))
     }
 
+    async fn specs(&self, jobs: &[JobId]) -> Result<Vec<(JobId, JobSpec)>> {
+        let state = self.snapshot();
+        let known = sorted(jobs).into_iter();
+        Ok(known.filter_map(|id| Some((id, row(&state.specs, &id)?))).collect())
+    }
+
     async fn class(&self, id: ClassId) -> Result<Option<Class>> {
         Ok(row(&self.snapshot().classes, &id))
+    }
+
+    async fn waiting_classes(&self) -> Result<Vec<ClassId>> {
+        Ok(queue::waiting_classes(&self.snapshot()).into_keys().collect())
     }
 
     async fn events(&self, build: BuildId, after: i64, limit: u32) -> Result<Vec<Record>> {
@@ -199,10 +221,8 @@ fn position(row: &BuildRow) -> (Millis, BuildId) {
 }
 
 fn passes(row: &BuildRow, filter: &BuildFilter, after: Option<(Millis, BuildId)>) -> bool {
-    let behind = |after| match filter.oldest_first {
-        true => position(row) > after,
-        false => position(row) < after,
-    };
+    let behind =
+        |after| if filter.oldest_first { position(row) > after } else { position(row) < after };
     filter.project.is_none_or(|project| row.project == project)
         && (filter.states.is_empty() || filter.states.contains(&row.state()))
         && filter.created_from.is_none_or(|from| row.created_at >= from)

@@ -179,11 +179,10 @@ impl Tx for MemoryTx {
     async fn append_events(&mut self, events: &[Record]) -> Result<()> {
         for event in events {
             let records = entry(&mut self.state.events, event.build);
-            if records.iter().rev().any(|record| record.number == event.number) {
-                return Err(Error::Conflict);
+            match records.binary_search_by_key(&event.number, |record| record.number) {
+                Ok(_) => return Err(Error::Conflict),
+                Err(place) => records.insert(place, event.clone()),
             }
-            records.push(event.clone());
-            records.sort_by_key(|record| record.number);
         }
         Ok(())
     }
