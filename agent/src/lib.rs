@@ -1,6 +1,7 @@
 //! The agent: one session with the server, a supervisor for each job, backends behind one trait.
 
 pub mod backend;
+pub mod cgroup;
 pub mod lease;
 pub mod run;
 pub mod supervisor;

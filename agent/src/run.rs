@@ -11,6 +11,7 @@ use std::{
 use kiln_core::{Millis, id::LeaseId};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use folder::write_durably;
 pub use folder::{Folder, StageMark};
 
 use crate::{
@@ -78,14 +79,14 @@ impl Run {
     /// Starts a supervisor for the task and waits for its end, or goes on waiting for one that was started before.
     pub async fn spawn(&self, task: Task) -> Result<Exit, Failure> {
         let spec = Spec { dir: self.dir().to_owned(), grace_ms: self.grace_ms, task };
-        client::start(self, &spec).await?;
-        client::wait(self, &spec.task).await
+        let started = client::start(self, &spec).await?;
+        client::wait(self, &spec.task, started).await
     }
 
     /// Waits for the end of a task that an earlier process of this agent spawned.
     pub async fn reattach(&self) -> Result<Exit, Failure> {
-        let task = client::task(self).await?;
-        client::wait(self, &task).await
+        let task = client::task(self)?;
+        client::wait(self, &task, None).await
     }
 }
 

@@ -108,11 +108,11 @@ impl Folder {
 }
 
 /// Makes a folder that nobody else can look into; one that is there stays.
-pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
+fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-pub(crate) fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
@@ -124,5 +124,5 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temp, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    File::open(path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
 }

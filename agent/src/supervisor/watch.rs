@@ -1,0 +1,198 @@
+//! The loop of a supervisor: output into the spool, the stall clock, requests to end, the end.
+//!
+//! ```text
+//! running ──by itself──────────────────────────────> closing ─> exit.json
+//!    │                                                  ^
+//!    └─cancelled, stalled─> ending (TERM) ──grace over──┤
+//!    └─no space for the log─────────────────────────────┘      closing kills whatever is left
+//! ```
+
+use std::{fmt, io, path::Path, time::Duration};
+
+use kiln_core::Millis;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+
+use super::{
+    CANCEL_FILE,
+    exit::{Ending, Exit, Reserved},
+    process::Process,
+    spec::{Spec, Work},
+    spool::Spool,
+};
+use crate::run::Folder;
+
+/// How often the stall clock and the request to end are looked at; the latter comes with a signal too.
+const TICK: Duration = Duration::from_millis(100);
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What is watched.
+pub(super) trait Job {
+    /// Returns when it has ended by itself; may be dropped and called again.
+    async fn ended(&mut self);
+    /// Nothing of it is left.
+    fn is_deserted(&mut self) -> bool;
+    /// Asks it to end.
+    async fn terminate(&mut self);
+    /// Ends it, with all that it started.
+    async fn kill(&mut self);
+    /// After its end: kills what it left, and says how it ended.
+    async fn close(&mut self) -> Exit;
+}
+
+/// What the job prints.
+pub(super) struct Output {
+    source: Box<dyn AsyncRead + Unpin>,
+    /// How long to wait for more when the job is dead.
+    linger: Duration,
+    buffer: Vec<u8>,
+    open: bool,
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Output").field("open", &self.open).finish_non_exhaustive()
+    }
+}
+
+impl Output {
+    pub(super) fn new(source: impl AsyncRead + Unpin + 'static, linger: Duration) -> Self {
+        Self { source: Box::new(source), linger, buffer: vec![0; BUFFER_BYTES], open: true }
+    }
+
+    /// The next bytes; nothing: that was all. May be dropped and called again.
+    async fn next(&mut self) -> &[u8] {
+        let length = self.source.read(&mut self.buffer).await.unwrap_or(0);
+        self.open = length > 0;
+        &self.buffer[..length]
+    }
+}
+
+/// Runs the job to its end and writes the exit file.
+pub(super) async fn watch(spec: &Spec) -> io::Result<()> {
+    let reserved = Reserved::take(&spec.dir)?;
+    let folder = Folder::new(&spec.dir);
+    let mut spool = Spool::open(&folder.spool("main"), spec.task.log_bytes)?;
+    let Work::Process { argv, env, cwd, containment } = &spec.task.work;
+    let exit = match Process::start(argv, env, cwd, containment) {
+        Ok((job, output)) => Watch::new(spec, &mut spool, output).run(job).await?,
+        Err(exit) => {
+            containment.remove();
+            exit
+        }
+    };
+    let exit = match spool.sync() {
+        Ok(()) => exit,
+        Err(error) => no_space(&spec.dir, &error),
+    };
+    reserved.write(&exit)
+}
+
+fn no_space(dir: &Path, error: &io::Error) -> Exit {
+    let dir = dir.display();
+    Exit::new(Ending::Broken, format!("the agent can't write the log in {dir}: {error}"))
+}
+
+struct Watch<'a> {
+    spec: &'a Spec,
+    spool: &'a mut Spool,
+    output: Output,
+    heard: Instant,
+    /// Why it is to end by our doing, and when it is killed.
+    ending: Option<(Exit, Instant)>,
+    ended: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(spec: &'a Spec, spool: &'a mut Spool, output: Output) -> Self {
+        Self { spec, spool, output, heard: Instant::now(), ending: None, ended: false }
+    }
+
+    async fn run(mut self, mut job: impl Job) -> io::Result<Exit> {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The agent knocks after it wrote its request. Without a request nothing happens: whoever ends all of kiln's
+        // processes to restart the agent does not mean the jobs.
+        let mut knock = signal(SignalKind::terminate())?;
+        while !self.is_over(&mut job) {
+            tokio::select! {
+                bytes = self.output.next(), if self.output.open => {
+                    self.heard = Instant::now();
+                    if let Err(error) = self.spool.write(bytes) {
+                        self.break_off(&error, &mut job).await;
+                    }
+                }
+                () = job.ended(), if !self.ended => self.ended = true,
+                _ = knock.recv() => self.look(&mut job).await,
+                _ = tick.tick() => self.look(&mut job).await,
+            }
+        }
+        let own = job.close().await;
+        self.drain().await;
+        Ok(match self.ending {
+            Some((ending, _)) => Exit { ending: ending.ending, message: ending.message, ..own },
+            None => own,
+        })
+    }
+
+    /// An end by itself is final; on request, what the job left has the rest of the grace time.
+    fn is_over(&self, job: &mut impl Job) -> bool {
+        self.ended
+            && self
+                .ending
+                .as_ref()
+                .is_none_or(|(_, deadline)| *deadline <= Instant::now() || job.is_deserted())
+    }
+
+    async fn look(&mut self, job: &mut impl Job) {
+        let stall = millis(self.spec.task.stall_ms);
+        match &self.ending {
+            Some((_, deadline)) if *deadline <= Instant::now() => job.kill().await,
+            None if self.spec.dir.join(CANCEL_FILE).exists() => {
+                self.end(Exit::new(Ending::Cancelled, "ended on request"), job).await;
+            }
+            None if !stall.is_zero() && self.heard.elapsed() >= stall => {
+                let message = format!("no output for {} s", stall.as_secs_f32());
+                self.end(Exit::new(Ending::Stalled, message), job).await;
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    async fn end(&mut self, exit: Exit, job: &mut impl Job) {
+        self.ending = Some((exit, Instant::now() + millis(self.spec.grace_ms)));
+        job.terminate().await;
+    }
+
+    /// A log that can't be written is no log: the job ends at once, and what it prints is dropped.
+    async fn break_off(&mut self, error: &io::Error, job: &mut impl Job) {
+        let broken = |exit: &Exit| exit.ending == Ending::Broken;
+        if !self.ending.as_ref().is_some_and(|(exit, _)| broken(exit)) {
+            self.ending = Some((no_space(&self.spec.dir, error), Instant::now()));
+            job.kill().await;
+        }
+    }
+
+    /// All that the job wrote before it died is in the pipe.
+    async fn drain(&mut self) {
+        let linger = self.output.linger;
+        while self.output.open {
+            match timeout(linger, self.output.next()).await {
+                Ok(bytes) => {
+                    if let Err(error) = self.spool.write(bytes) {
+                        self.ending = Some((no_space(&self.spec.dir, &error), Instant::now()));
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+fn millis(count: Millis) -> Duration {
+    Duration::from_millis(u64::try_from(count).unwrap_or(0))
+}
