@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod cgroup;
+pub mod clock;
 pub mod lease;
 pub mod run;
 pub mod supervisor;
