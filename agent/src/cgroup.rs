@@ -13,10 +13,26 @@ pub use host::{Host, Want};
 
 /// What a job may use; zero is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     pub cpu_millis: u32,
     pub memory_bytes: u64,
     pub pids: u32,
+}
+
+impl Limits {
+    /// What is not limited here is limited as there.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        fn set<T: Default + PartialEq>(own: T, other: T) -> T {
+            if own == T::default() { other } else { own }
+        }
+        Self {
+            cpu_millis: set(self.cpu_millis, other.cpu_millis),
+            memory_bytes: set(self.memory_bytes, other.memory_bytes),
+            pids: set(self.pids, other.pids),
+        }
+    }
 }
 
 /// How the processes of one job are held together.

@@ -106,6 +106,20 @@ impl Host {
         Containment::Groups { groups }
     }
 
+    /// Kills and removes all groups whose name begins so, but those that are to stay.
+    pub fn sweep(&self, prefix: &str, keep: &[String]) {
+        for hierarchy in &self.hierarchies {
+            let entries = fs::read_dir(hierarchy.jobs()).into_iter().flatten().flatten();
+            for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+                if name.starts_with(prefix) && !keep.contains(&name) {
+                    let group = hierarchy.group(&name);
+                    group.kill();
+                    group.remove();
+                }
+            }
+        }
+    }
+
     /// The hierarchy whose groups are killed: the one where a single write does it, else a freezer, else any.
     fn tracker(&self) -> Option<&Hierarchy> {
         let v2 = self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);

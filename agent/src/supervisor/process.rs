@@ -5,7 +5,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -54,13 +54,28 @@ impl Process {
         let mut command = Command::new(program);
         command.args(words).env_clear().envs(env).current_dir(cwd).process_group(0);
         command.stdin(Stdio::null()).stdout(writer).stderr(second);
-        let child = within(containment, || command.spawn())
+        let child = within(containment, || spawn(&mut command))
             .map_err(|error| broken(&error))?
             .map_err(|error| not_started(argv, cwd, &error))?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| Exit::new(Ending::Broken, "the process has no number"))?;
         let process = Self { pid, containment: containment.clone(), children, status: None };
         Ok((process, Output::new(reader, LINGER)))
+    }
+}
+
+/// A script that was just written may still be open for writing in a child of the agent that has not yet begun its own
+/// program.
+fn spawn(command: &mut Command) -> io::Result<Child> {
+    let mut tries = 0;
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < 100 => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
     }
 }
 
