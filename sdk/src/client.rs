@@ -1,0 +1,264 @@
+//! The connection: address, bearer token, keep-alive, windows, and the generated clients over it.
+
+use std::{fmt, time::Duration};
+
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+};
+
+use crate::{
+    Error,
+    retry::{Backoff, Policy, is_transient},
+    v1::{
+        admin_service_client::AdminServiceClient, agent_service_client::AgentServiceClient,
+        artifact_service_client::ArtifactServiceClient, build_service_client::BuildServiceClient,
+        log_service_client::LogServiceClient, project_service_client::ProjectServiceClient,
+    },
+};
+
+/// A dead peer is noticed within these two.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// HTTP/2's default of 64 KiB holds one stream at a few MB/s.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// A build of 10,000 jobs with their needs fits.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// A bearer token. It shows in no log and no debug text.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+/// Where to connect, as whom, and how patiently.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// `http://host:port` or `https://host:port`.
+    pub server: String,
+    /// Absent: no credential is presented.
+    pub token: Option<Token>,
+    /// PEM of the authority that signed the server's certificate, for `https://`.
+    pub ca_pem: Option<Vec<u8>>,
+    /// How long a connection may take to come up.
+    pub connect_timeout: Duration,
+    /// How long one attempt of a single call may take.
+    pub call_timeout: Duration,
+    /// Single calls.
+    pub retry: Policy,
+    /// Streams that resume.
+    pub resume: Policy,
+    /// Program and version, for the server's log.
+    pub user_agent: String,
+}
+
+impl Options {
+    pub fn new(server: impl Into<String>) -> Self {
+        Self {
+            server: server.into(),
+            token: None,
+            ca_pem: None,
+            connect_timeout: Duration::from_secs(5),
+            call_timeout: Duration::from_secs(30),
+            retry: Policy::CALL,
+            resume: Policy::STREAM,
+            user_agent: concat!("kiln-sdk/", env!("CARGO_PKG_VERSION")).into(),
+        }
+    }
+
+    #[must_use]
+    pub fn token(mut self, secret: impl Into<String>) -> Self {
+        self.token = Some(Token::new(secret));
+        self
+    }
+
+    #[must_use]
+    pub fn ca_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.ca_pem = Some(pem.into());
+        self
+    }
+
+    #[must_use]
+    pub const fn retry(mut self, policy: Policy) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    #[must_use]
+    pub const fn resume(mut self, policy: Policy) -> Self {
+        self.resume = policy;
+        self
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, Error> {
+        let bad = |detail: String| {
+            Error::local(
+                Code::InvalidArgument,
+                format!("bad server address {:?}{detail}", self.server),
+            )
+            .with_hint("write it as http://host:port or https://host:port")
+        };
+        let tls = self.server.starts_with("https://");
+        if !tls && !self.server.starts_with("http://") {
+            return Err(bad(String::new()));
+        }
+        let endpoint = Endpoint::from_shared(self.server.clone())
+            .and_then(|endpoint| endpoint.user_agent(self.user_agent.clone()))
+            .map_err(|error| bad(format!(": {error}")))?
+            .connect_timeout(self.connect_timeout)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        if !tls {
+            return Ok(endpoint);
+        }
+        let mut config = ClientTlsConfig::new();
+        if let Some(pem) = &self.ca_pem {
+            config = config.ca_certificate(Certificate::from_pem(pem));
+        }
+        endpoint.tls_config(config).map_err(|error| bad(format!(": {error}")))
+    }
+
+    fn bearer(&self) -> Result<Bearer, Error> {
+        let Some(Token(secret)) = &self.token else { return Ok(Bearer(None)) };
+        let mut value: MetadataValue<Ascii> = format!("Bearer {secret}").parse().map_err(|_| {
+            Error::local(Code::InvalidArgument, "the token holds characters that no token has")
+                .with_hint("check the token file: one line, nothing but the token")
+        })?;
+        value.set_sensitive(true);
+        Ok(Bearer(Some(value)))
+    }
+}
+
+/// Adds the token to every call.
+#[derive(Debug, Clone)]
+pub struct Bearer(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// A connection that authenticates.
+pub type Transport = InterceptedService<Channel, Bearer>;
+
+/// A connection to one server. Cheap to clone; clones share the connection, which comes back by itself after a cut.
+#[derive(Debug, Clone)]
+pub struct Client {
+    transport: Transport,
+    options: std::sync::Arc<Options>,
+}
+
+impl Client {
+    /// Connects now, and fails when the server is not there.
+    pub async fn connect(options: Options) -> Result<Self, Error> {
+        let (endpoint, bearer) = (options.endpoint()?, options.bearer()?);
+        let channel = endpoint.connect().await.map_err(|error| {
+            Error::local(
+                Code::Unavailable,
+                format!("cannot reach {}: {}", options.server, root(&error)),
+            )
+        })?;
+        Ok(Self::over(channel, bearer, options))
+    }
+
+    /// Connects with the first call. Must be called within a tokio runtime.
+    pub fn lazy(options: Options) -> Result<Self, Error> {
+        let (endpoint, bearer) = (options.endpoint()?, options.bearer()?);
+        Ok(Self::over(endpoint.connect_lazy(), bearer, options))
+    }
+
+    fn over(channel: Channel, bearer: Bearer, options: Options) -> Self {
+        Self { transport: InterceptedService::new(channel, bearer), options: options.into() }
+    }
+
+    /// What it was connected with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The generated client of the builds, for a call that must not be retried.
+    pub fn builds(&self) -> BuildServiceClient<Transport> {
+        BuildServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// The generated client of the projects.
+    pub fn projects(&self) -> ProjectServiceClient<Transport> {
+        ProjectServiceClient::new(self.transport.clone())
+    }
+
+    /// The generated client of the logs.
+    pub fn log_service(&self) -> LogServiceClient<Transport> {
+        LogServiceClient::new(self.transport.clone())
+    }
+
+    /// The generated client of the artifacts.
+    pub fn artifact_service(&self) -> ArtifactServiceClient<Transport> {
+        ArtifactServiceClient::new(self.transport.clone())
+    }
+
+    /// The generated client that agents speak.
+    pub fn agents(&self) -> AgentServiceClient<Transport> {
+        AgentServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// The generated client of the administration.
+    pub fn admin(&self) -> AdminServiceClient<Transport> {
+        AdminServiceClient::new(self.transport.clone()).max_decoding_message_size(MAX_MESSAGE)
+    }
+
+    /// One attempt, within the call's time.
+    pub(crate) async fn once<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        match tokio::time::timeout(self.options.call_timeout, call).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded("the server did not answer in time")),
+        }
+    }
+
+    /// As many attempts as the policy gives, of a call that can't do a thing twice.
+    pub(crate) async fn retrying<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let mut backoff = Backoff::new(self.options.retry);
+        loop {
+            let status = match self.once(call()).await {
+                Ok(answer) => return Ok(answer),
+                Err(status) => status,
+            };
+            if !is_transient(&status) || !backoff.wait(Some(&status)).await {
+                return Err(status.into());
+            }
+            tracing::debug!(code = ?status.code(), "the call is made again");
+        }
+    }
+}
+
+/// The cause at the end of the chain; what stands before it says only "transport error".
+fn root(error: &dyn std::error::Error) -> &dyn std::error::Error {
+    error.source().map_or(error, root)
+}
