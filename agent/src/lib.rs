@@ -3,8 +3,11 @@
 pub mod backend;
 pub mod cgroup;
 pub mod clock;
+pub mod journal;
 pub mod lease;
+pub mod mask;
 pub mod run;
 pub mod supervisor;
+pub mod workspace;
 
 pub use supervisor::supervise;
