@@ -10,7 +10,7 @@ ID=$(printf %s "$ROOT" | sha256sum | cut -c1-8)
 RUN=/tmp/kiln-rig-$ID
 CACHE=${KILN_RIG_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/kiln-rig}
 IMAGE=kiln-test/debian:bookworm
-BUSYBOX=kiln-test/busybox:latest
+BUSYBOX=kiln-test/busybox:1
 BRIDGE=kiln$ID
 
 say() { printf 'rig: %s\n' "$*" >&2; }
