@@ -2,5 +2,6 @@
 
 pub mod app;
 pub mod clock;
+pub mod grpc;
 pub mod store;
 pub mod wake;

@@ -8,7 +8,10 @@ use kiln_core::{
     session::Held,
 };
 
-use crate::store::{BuildRow, JobRow, Role};
+/// What edges see of the rows; they never name `store` themselves.
+pub use crate::store::{
+    AgentRow, BuildFilter, BuildRow, Error as StoreError, JobRow, ProjectRow, Role, TokenRow,
+};
 
 /// A build and the name of its project.
 #[derive(Debug, Clone, PartialEq, Eq)]
