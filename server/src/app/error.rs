@@ -44,6 +44,7 @@ impl Error {
         Self::Invalid(vec![Violation::new(field, message)])
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "ids and names alike are passed")]
     pub fn not_found(what: &'static str, name: impl ToString) -> Self {
         Self::NotFound { what, name: name.to_string() }
     }

@@ -79,8 +79,10 @@ pub struct Effects {
     pub builds: BTreeSet<BuildId>,
     /// Agents of which a lease ended, was flagged or is gone.
     pub agents: BTreeSet<AgentId>,
-    /// Agents that have more room than before, as often as they gained a slot.
-    pub freed: Vec<AgentId>,
+    /// Slots that became free: the agent and its backend.
+    pub freed: Vec<(AgentId, String)>,
+    /// Affinities and the agents that have their caches warm now.
+    pub warm: Vec<(String, AgentId)>,
     pub openings: Vec<Opening>,
 }
 
@@ -89,6 +91,7 @@ impl Effects {
         self.builds.extend(other.builds);
         self.agents.extend(other.agents);
         self.freed.extend(other.freed);
+        self.warm.extend(other.warm);
         self.openings.extend(other.openings);
     }
 }
@@ -98,6 +101,8 @@ impl Effects {
 pub struct Applied {
     /// One for each transition, in its order.
     pub results: Vec<Result<(), Refused>>,
+    /// Leases as they were inserted.
+    pub given: Vec<LeaseRow>,
     pub effects: Effects,
 }
 
@@ -117,6 +122,7 @@ pub async fn apply(tx: &mut dyn Tx, transitions: &[Transition], at: Millis) -> R
     for (index, transition) in transitions.iter().enumerate().filter(|(_, t)| is_lease(t)) {
         results[index] = batch.give(transition);
     }
+    let given = batch.given.clone();
     let effects = batch.save(tx).await?;
-    Ok(Applied { results, effects })
+    Ok(Applied { results, given, effects })
 }

@@ -93,11 +93,12 @@ impl Batch {
         row.job = job;
         let lease = named_lease(&transition.event).or_else(|| before.open_lease());
         self.turn_lease(lease, transition, &mut row);
-        let agent = lease.and_then(|lease| self.leases.get(&lease)).map(|lease| lease.agent);
+        let lease = lease.and_then(|lease| self.leases.get(&lease));
+        let agent = lease.map(|lease| lease.agent);
         let was_open = before.open_lease().is_some();
         if was_open && row.job.open_lease().is_none() {
             *self.running.entry(row.project).or_default() -= 1;
-            self.effects.freed.extend(agent);
+            self.effects.freed.extend(lease.map(|lease| (lease.agent, lease.backend.clone())));
         }
         if was_open {
             self.effects.agents.extend(agent);

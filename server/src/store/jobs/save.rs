@@ -92,11 +92,11 @@ impl Batch {
             tx.put_artifacts(&jobs, &rows).await?;
         }
         if !self.affinities.is_empty() {
-            let rows: Vec<_> = std::mem::take(&mut self.affinities)
-                .into_iter()
-                .map(|(affinity, agent)| (affinity, agent, self.at))
-                .collect();
+            let warm = std::mem::take(&mut self.affinities);
+            let rows: Vec<_> =
+                warm.iter().map(|(affinity, agent)| (affinity.clone(), *agent, self.at)).collect();
             tx.save_affinities(&rows).await?;
+            self.effects.warm.extend(warm);
         }
         Ok(())
     }

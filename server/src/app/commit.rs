@@ -1,0 +1,319 @@
+//! Grouped commits: whatever waits shares one transaction, and is answered after its commit.
+//!
+//! A committer takes all that waits at once, so that a lone command is committed without delay. A group that fails is
+//! done again one by one; a command that loses against others three times goes to the head of the next group. A loss
+//! is never an error to the caller, a database that fails is.
+
+use std::{
+    collections::VecDeque,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::OnceLock,
+};
+
+use kiln_core::session::Recorded;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    App, Error, Result,
+    claim::{self, Claim, Claimed},
+    sessions::{self, Said},
+    submit::{self, NewBuild, Submitted},
+};
+use crate::store::{
+    self,
+    jobs::{self, Applied, Effects},
+};
+
+/// Commands of one group.
+const GROUP: usize = 500;
+/// Jobs of the submissions of one group: what is inserted within about a tenth of a second.
+const GROUP_JOBS: usize = 1_000;
+/// Commands that wait for one committer, before callers wait.
+const QUEUE: usize = 4_096;
+const LOSSES: u32 = 3;
+
+/// What is asked of a committer.
+#[derive(Debug)]
+pub(super) enum Command {
+    Submit(Box<NewBuild>),
+    Record(Said),
+    Claim(Box<Claim>),
+}
+
+#[derive(Debug)]
+enum Answer {
+    Submitted(Submitted),
+    Recorded(Recorded),
+    Claimed(Claimed),
+}
+
+#[derive(Debug)]
+struct Ticket {
+    command: Command,
+    answer: oneshot::Sender<Result<Answer>>,
+    losses: u32,
+}
+
+/// The queues of the committers.
+#[derive(Debug, Default)]
+pub(super) struct Committer {
+    lanes: OnceLock<Vec<mpsc::Sender<Ticket>>>,
+}
+
+impl Committer {
+    pub(super) fn start(
+        &self,
+        app: &App,
+        tracker: &TaskTracker,
+        shutdown: &CancellationToken,
+        lanes: usize,
+    ) {
+        let mut receivers = vec![];
+        self.lanes.get_or_init(|| {
+            let (senders, all): (Vec<_>, Vec<_>) = (0..lanes).map(|_| mpsc::channel(QUEUE)).unzip();
+            receivers = all;
+            senders
+        });
+        for receiver in receivers {
+            tracker.spawn(run(app.clone(), receiver, shutdown.clone()));
+        }
+    }
+
+    /// Refused where the queue is full: a submitter can come back, an agent's word can't be lost.
+    pub(super) async fn submit(&self, command: Command) -> Result<Submitted> {
+        let (ticket, answer) = ticket(command);
+        self.lane(&ticket.command)?.try_send(ticket).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::Busy("too many submissions; try again"),
+            mpsc::error::TrySendError::Closed(_) => STOPPING,
+        })?;
+        match answer.await.map_err(|_| STOPPING)?? {
+            Answer::Submitted(submitted) => Ok(submitted),
+            _ => Err(STOPPING),
+        }
+    }
+
+    pub(super) async fn record(&self, said: Said) -> Result<Recorded> {
+        match self.ask(Command::Record(said)).await? {
+            Answer::Recorded(recorded) => Ok(recorded),
+            _ => Err(STOPPING),
+        }
+    }
+
+    pub(super) async fn claim(&self, claim: Claim) -> Result<Claimed> {
+        match self.ask(Command::Claim(Box::new(claim))).await? {
+            Answer::Claimed(claimed) => Ok(claimed),
+            _ => Err(STOPPING),
+        }
+    }
+
+    async fn ask(&self, command: Command) -> Result<Answer> {
+        let (ticket, answer) = ticket(command);
+        let lane = self.lane(&ticket.command)?;
+        lane.send(ticket).await.map_err(|_| STOPPING)?;
+        answer.await.map_err(|_| STOPPING)?
+    }
+
+    /// All that is said of one build waits in one queue, so that two committers seldom want the same rows.
+    fn lane(&self, command: &Command) -> Result<&mpsc::Sender<Ticket>> {
+        let lanes = self.lanes.get().ok_or(Error::Busy("the server is starting"))?;
+        let mut hash = DefaultHasher::new();
+        match command {
+            Command::Submit(new) => new.build.id.hash(&mut hash),
+            Command::Record(said) => said.build.hash(&mut hash),
+            Command::Claim(claim) => claim.agent.id.hash(&mut hash),
+        }
+        let lane = usize::try_from(hash.finish() % lanes.len() as u64).unwrap_or_default();
+        lanes.get(lane).ok_or(STOPPING)
+    }
+}
+
+const STOPPING: Error = Error::Busy("the server is stopping");
+
+fn ticket(command: Command) -> (Ticket, oneshot::Receiver<Result<Answer>>) {
+    let (answer, answered) = oneshot::channel();
+    (Ticket { command, answer, losses: 0 }, answered)
+}
+
+async fn run(app: App, mut queue: mpsc::Receiver<Ticket>, shutdown: CancellationToken) {
+    let mut waiting: VecDeque<Ticket> = VecDeque::new();
+    let mut stopping = false;
+    loop {
+        if waiting.is_empty() {
+            let mut taken = Vec::new();
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled(), if !stopping => {
+                    // What waits already is still answered.
+                    queue.close();
+                    stopping = true;
+                    continue;
+                }
+                count = queue.recv_many(&mut taken, GROUP) => {
+                    if count == 0 {
+                        return;
+                    }
+                }
+            }
+            waiting.extend(taken);
+        }
+        while waiting.len() < GROUP
+            && let Ok(ticket) = queue.try_recv()
+        {
+            waiting.push_back(ticket);
+        }
+        let losers = commit(&app, take_group(&mut waiting)).await;
+        for loser in losers.into_iter().rev() {
+            waiting.push_front(loser);
+        }
+    }
+}
+
+/// The first of what waits, as far as it makes one transaction of a sensible size.
+fn take_group(waiting: &mut VecDeque<Ticket>) -> Vec<Ticket> {
+    let mut group = vec![];
+    let mut jobs = 0;
+    while let Some(ticket) = waiting.front() {
+        let solo = match &ticket.command {
+            Command::Submit(new) => {
+                jobs += new.jobs.len();
+                !new.groups.is_empty()
+            }
+            _ => false,
+        };
+        // A submission with concurrency groups locks them before any build, so it shares with nobody.
+        let full = jobs > GROUP_JOBS || solo || group.len() >= GROUP;
+        if full && !group.is_empty() {
+            break;
+        }
+        group.extend(waiting.pop_front());
+        if full {
+            break;
+        }
+    }
+    group
+}
+
+/// Commits and answers a group; returns those that lost too often.
+async fn commit(app: &App, group: Vec<Ticket>) -> Vec<Ticket> {
+    let commands: Vec<&Command> = group.iter().map(|ticket| &ticket.command).collect();
+    match attempt(app, &commands).await {
+        Ok(answers) => {
+            for (ticket, answer) in group.into_iter().zip(answers) {
+                // Whoever asked may have gone; what was asked is done.
+                let _ = ticket.answer.send(Ok(answer));
+            }
+            return vec![];
+        }
+        Err(error) if group.len() > 1 => {
+            tracing::debug!(members = group.len(), %error, "a group is committed one by one");
+        }
+        Err(_) => {}
+    }
+    let mut losers = vec![];
+    for ticket in group {
+        losers.extend(alone(app, ticket).await);
+    }
+    losers
+}
+
+async fn alone(app: &App, mut ticket: Ticket) -> Option<Ticket> {
+    ticket.losses = 0;
+    loop {
+        match attempt(app, &[&ticket.command]).await {
+            Ok(mut answers) => {
+                let answer = answers.pop().ok_or(STOPPING);
+                let _ = ticket.answer.send(answer);
+                return None;
+            }
+            Err(error) => {
+                ticket.losses += 1;
+                let lost = ticket.losses >= LOSSES;
+                match error {
+                    store::Error::Conflict if lost => return Some(ticket),
+                    error if lost => {
+                        let _ = ticket.answer.send(Err(error.into()));
+                        return None;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// One transaction. Locks come in the order of all transactions: sessions, then what `jobs::apply` takes.
+async fn attempt(app: &App, commands: &[&Command]) -> store::Result<Vec<Answer>> {
+    let now = app.0.clock.now();
+    let pick = |wanted: fn(&Command) -> bool| {
+        commands.iter().enumerate().filter(move |(_, command)| wanted(command))
+    };
+    let claims: Vec<(usize, &Claim)> = pick(|c| matches!(c, Command::Claim(_)))
+        .filter_map(|(at, command)| match command {
+            Command::Claim(claim) => Some((at, &**claim)),
+            _ => None,
+        })
+        .collect();
+    let submits: Vec<(usize, &NewBuild)> = pick(|c| matches!(c, Command::Submit(_)))
+        .filter_map(|(at, command)| match command {
+            Command::Submit(new) => Some((at, &**new)),
+            _ => None,
+        })
+        .collect();
+    let said: Vec<(usize, &Said)> = pick(|c| matches!(c, Command::Record(_)))
+        .filter_map(|(at, command)| match command {
+            Command::Record(said) => Some((at, said)),
+            _ => None,
+        })
+        .collect();
+
+    let usages = if claims.is_empty() { vec![] } else { app.0.store.projects().await? };
+    let mut tx = app.0.store.begin().await?;
+    let mut answers: Vec<Option<Answer>> = commands.iter().map(|_| None).collect();
+    let mut effects = Effects::default();
+
+    let mut choices = claim::choose(app, &mut *tx, &claims, &usages, now).await?;
+    if !submits.is_empty() {
+        let news: Vec<&NewBuild> = submits.iter().map(|(_, new)| *new).collect();
+        let (submitted, followed) = submit::insert(app, &mut *tx, &news).await?;
+        effects.merge(followed);
+        for ((at, _), submitted) in submits.iter().zip(submitted) {
+            answers[*at] = Some(Answer::Submitted(submitted));
+        }
+    }
+    let words: Vec<&Said> = said.iter().map(|(_, said)| *said).collect();
+    let mut transitions = sessions::transitions(&words);
+    transitions.extend(choices.iter_mut().flat_map(|choice| std::mem::take(&mut choice.leases)));
+    if !transitions.is_empty() {
+        let Applied { results, given, effects: followed } =
+            jobs::apply(&mut *tx, &transitions, now).await?;
+        effects.merge(followed);
+        let recorded = sessions::answers(&mut *tx, &words, &results).await?;
+        for ((at, _), recorded) in said.iter().zip(recorded) {
+            answers[*at] = Some(Answer::Recorded(recorded));
+        }
+        claim::hand_out(&mut choices, given);
+    }
+    tx.commit().await?;
+
+    for (_, new) in &submits {
+        learn(app, new, &effects);
+    }
+    app.publish(effects);
+    for choice in choices {
+        answers[choice.at] = Some(Answer::Claimed(choice.claimed));
+    }
+    Ok(answers
+        .into_iter()
+        .map(|answer| answer.unwrap_or(Answer::Recorded(Recorded::Stale)))
+        .collect())
+}
+
+/// Classes that are committed need not be looked up again.
+fn learn(app: &App, new: &NewBuild, effects: &Effects) {
+    for (id, class) in &new.classes {
+        if effects.openings.iter().any(|opening| opening.class == *id) {
+            app.0.names.learn_class(*id, class);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Enrolment: a single-use token becomes an agent. Said again within ten minutes, it is the same agent, so that a lost
+//! answer burns nothing.
+
+use async_trait::async_trait;
+use kiln_core::{
+    Millis,
+    agent::{Admission, Load, Profile},
+    id::{AgentId, TokenId},
+};
+use subtle::ConstantTimeEq;
+
+use super::{App, Error, Result, tokens::check_name, work::Work};
+use crate::store::{self, AgentRow, Role, Tx, jobs::Effects};
+
+/// How long a used token gives its agent again.
+const REPEAT_MS: Millis = 10 * 60 * 1_000;
+const SHA256: usize = 32;
+
+impl App {
+    /// Turns an enroller token into an agent. `secret` is what the token's bearer presents.
+    pub async fn enroll(
+        &self,
+        secret: &str,
+        name: &str,
+        credential_sha256: &[u8],
+    ) -> Result<AgentId> {
+        check_name(name)?;
+        if credential_sha256.len() != SHA256 {
+            return Err(Error::invalid("credential_sha256", "must have 32 bytes"));
+        }
+        let token = self.valid_token(secret).await?;
+        if token.role != Role::Enroller {
+            return Err(Error::Denied(
+                "this token does not enrol agents; make one with the role enroller",
+            ));
+        }
+        let agent = AgentId::from_uuid(self.0.clock.id());
+        let enrol = Enrol { token: token.id, agent, name, credential_sha256 };
+        match self.write(&enrol).await {
+            Err(Error::Store(store::Error::Exists { .. })) => {
+                let message =
+                    format!("there is an agent {name:?} already; choose another name or evict it");
+                Err(Error::Exists { field: "name", message })
+            }
+            other => other,
+        }
+    }
+}
+
+struct Enrol<'a> {
+    token: TokenId,
+    agent: AgentId,
+    name: &'a str,
+    credential_sha256: &'a [u8],
+}
+
+#[async_trait]
+impl Work for Enrol<'_> {
+    type Output = AgentId;
+
+    async fn run(&self, app: &App, tx: &mut dyn Tx) -> Result<(AgentId, Effects)> {
+        let now = app.0.clock.now();
+        let token = tx.lock_token(self.token).await?;
+        let mut token = token.ok_or(Error::Unauthenticated("the token was revoked"))?;
+        if let Some((agent, at)) = token.used {
+            let known = tx.lock_agent(agent).await?;
+            let same = known.is_some_and(|known| {
+                known.name == self.name
+                    && bool::from(known.credential_sha256.ct_eq(self.credential_sha256))
+            });
+            return if same && now.saturating_sub(at) < REPEAT_MS {
+                Ok((agent, Effects::default()))
+            } else {
+                Err(Error::Denied("the token was used before; make a new one for each agent"))
+            };
+        }
+        tx.insert_agent(&AgentRow {
+            id: self.agent,
+            name: self.name.to_owned(),
+            credential_sha256: self.credential_sha256.to_vec(),
+            admission: Admission::Open,
+            profile: Profile::default(),
+            load: Load::default(),
+            created_at: now,
+            seen_at: now,
+            epoch: 0,
+        })
+        .await?;
+        token.used = Some((self.agent, now));
+        tx.save_token(&token).await?;
+        Ok((self.agent, Effects::default()))
+    }
+}

@@ -1,0 +1,107 @@
+//! What never changes once it is stored, kept in memory: names by id and classes. Bounded; a miss asks the store.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use kiln_core::{
+    id::{AgentId, ClassId, ProjectId},
+    schedule::Class,
+};
+
+use super::{App, Result};
+use crate::store;
+
+/// Entries of one map: far more than a farm has agents, projects or classes.
+const CAPACITY: usize = 10_000;
+
+#[derive(Debug)]
+struct Cache<K, V>(Mutex<HashMap<K, V>>);
+
+impl<K, V> Default for Cache<K, V> {
+    fn default() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+}
+
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+    fn get(&self, key: &K) -> Option<V> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn put(&self, key: K, value: V) {
+        let mut map = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if map.len() >= CAPACITY {
+            map.clear();
+        }
+        map.insert(key, value);
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    projects: Cache<ProjectId, String>,
+    agents: Cache<AgentId, String>,
+    classes: Cache<ClassId, Arc<Class>>,
+    class_ids: Cache<String, ClassId>,
+}
+
+impl Names {
+    pub(super) fn known_class(&self, id: ClassId) -> Option<Arc<Class>> {
+        self.classes.get(&id)
+    }
+
+    pub(super) fn class_id(&self, class: &Class) -> Option<ClassId> {
+        self.class_ids.get(&text(class))
+    }
+
+    /// To be called with committed classes only.
+    pub(super) fn learn_class(&self, id: ClassId, class: &Class) {
+        self.classes.put(id, Arc::new(class.clone()));
+        self.class_ids.put(text(class), id);
+    }
+}
+
+/// Equal classes have equal texts: its maps are ordered.
+fn text(class: &Class) -> String {
+    serde_json::to_string(class).unwrap_or_default()
+}
+
+impl App {
+    pub(super) async fn project_name(&self, id: ProjectId) -> Result<String, store::Error> {
+        if let Some(name) = self.0.names.projects.get(&id) {
+            return Ok(name);
+        }
+        let mut found = String::new();
+        for row in self.0.store.projects().await? {
+            if row.id == id {
+                found.clone_from(&row.name);
+            }
+            self.0.names.projects.put(row.id, row.name);
+        }
+        Ok(found)
+    }
+
+    /// Nothing for an agent that was removed.
+    pub(super) async fn agent_name(&self, id: AgentId) -> Result<Option<String>, store::Error> {
+        if let Some(name) = self.0.names.agents.get(&id) {
+            return Ok(Some(name));
+        }
+        let row = self.0.store.agent(id).await?;
+        Ok(row.map(|row| {
+            self.0.names.agents.put(id, row.name.clone());
+            row.name
+        }))
+    }
+
+    pub(super) async fn class(&self, id: ClassId) -> Result<Option<Arc<Class>>, store::Error> {
+        if let Some(class) = self.0.names.classes.get(&id) {
+            return Ok(Some(class));
+        }
+        let Some(class) = self.0.store.class(id).await? else { return Ok(None) };
+        self.0.names.learn_class(id, &class);
+        Ok(Some(Arc::new(class)))
+    }
+}

@@ -1,0 +1,213 @@
+//! Bearer tokens: made, listed, revoked, and judged.
+//!
+//! A secret's text is `kiln_<token id>_<43 characters>`; its row holds the SHA-256 of the whole text. An agent's is
+//! `agt_<agent id>.<64 hexadecimal digits>`; its row holds the SHA-256 of the bytes behind the dot.
+
+use async_trait::async_trait;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use kiln_core::{
+    Millis,
+    id::{AgentId, ProjectId, TokenId},
+    spec::is_name,
+};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use uuid::Uuid;
+
+use super::{App, Error, Principal, Result, work::Work};
+use crate::store::{Role, TokenRow, Tx, jobs::Effects};
+
+/// Random bytes of a secret.
+const SECRET: usize = 32;
+/// Bytes of a bearer text that are looked at.
+const MAX_BEARER: usize = 200;
+const UNKNOWN: Error =
+    Error::Unauthenticated("the token is not valid; make a new one with `kiln token create`");
+const UNKNOWN_AGENT: Error = Error::Unauthenticated("the agent is not known; enrol it again");
+
+impl App {
+    /// Makes a token; returns its secret, which is not stored.
+    pub async fn create_token(
+        &self,
+        name: &str,
+        role: Role,
+        project: Option<&str>,
+        duration: Option<Millis>,
+    ) -> Result<(TokenRow, String)> {
+        check_name(name)?;
+        if duration.is_some_and(|duration| duration <= 0) {
+            return Err(Error::invalid("duration", "must be longer than nothing"));
+        }
+        let project = match project {
+            Some(name) => Some(self.project(name).await?.id),
+            None => None,
+        };
+        let id = TokenId::from_uuid(self.0.clock.id());
+        let mut random = [0; SECRET];
+        getrandom::fill(&mut random)
+            .map_err(|error| Error::Io { action: "make a secret", source: error.into() })?;
+        let secret = format!("kiln_{}_{}", id.uuid().simple(), URL_SAFE_NO_PAD.encode(random));
+        let token = self.token(id, name, role, &secret, project, duration);
+        self.insert(&token).await?;
+        Ok((token, secret))
+    }
+
+    /// Makes the first administrator's token with a secret chosen by the caller, where there is none of that name.
+    pub async fn ensure_admin_token(&self, name: &str, secret: &str) -> Result<()> {
+        check_name(name)?;
+        let id = token_id(secret).ok_or_else(|| {
+            Error::invalid("secret", "must be like kiln_<32 hex>_<43 characters>")
+        })?;
+        match self.insert(&self.token(id, name, Role::Admin, secret, None, None)).await {
+            Err(Error::Exists { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub async fn tokens(&self) -> Result<Vec<TokenRow>> {
+        Ok(self.0.store.tokens().await?)
+    }
+
+    pub async fn revoke_token(&self, id: TokenId) -> Result<()> {
+        self.write(&Revoke(id)).await
+    }
+
+    /// Who presents this bearer text: a token or an agent. Constant-time comparison of digests.
+    pub async fn authenticate(&self, bearer: &str) -> Result<Principal> {
+        if bearer.starts_with("agt_") && bearer.len() <= MAX_BEARER {
+            return self.authenticate_agent(bearer).await;
+        }
+        let token = self.valid_token(bearer).await?;
+        Ok(Principal::Token {
+            id: token.id,
+            name: token.name,
+            role: token.role,
+            project: token.project,
+        })
+    }
+
+    /// The token of this secret, neither revoked nor expired.
+    pub(super) async fn valid_token(&self, secret: &str) -> Result<TokenRow> {
+        if secret.len() > MAX_BEARER {
+            return Err(UNKNOWN);
+        }
+        let id = token_id(secret).ok_or(UNKNOWN)?;
+        let token = self.0.store.token(id).await?.ok_or(UNKNOWN)?;
+        let digest = Sha256::digest(secret.as_bytes());
+        if !bool::from(digest[..].ct_eq(&token.secret_sha256)) {
+            return Err(UNKNOWN);
+        }
+        match token.expires_at {
+            Some(end) if end <= self.0.clock.now() => {
+                Err(Error::Unauthenticated("the token has expired; make a new one"))
+            }
+            _ => Ok(token),
+        }
+    }
+
+    async fn authenticate_agent(&self, bearer: &str) -> Result<Principal> {
+        let (id, credential) = bearer.split_once('.').ok_or(UNKNOWN_AGENT)?;
+        let id: AgentId = id.parse().map_err(|_| UNKNOWN_AGENT)?;
+        let credential = unhex(credential).ok_or(UNKNOWN_AGENT)?;
+        let agent = self.0.store.agent(id).await?.ok_or(UNKNOWN_AGENT)?;
+        let digest = Sha256::digest(credential);
+        if bool::from(digest[..].ct_eq(&agent.credential_sha256)) {
+            Ok(Principal::Agent { id, name: agent.name })
+        } else {
+            Err(UNKNOWN_AGENT)
+        }
+    }
+
+    fn token(
+        &self,
+        id: TokenId,
+        name: &str,
+        role: Role,
+        secret: &str,
+        project: Option<ProjectId>,
+        duration: Option<Millis>,
+    ) -> TokenRow {
+        let now = self.0.clock.now();
+        TokenRow {
+            id,
+            name: name.to_owned(),
+            role,
+            project,
+            secret_sha256: Sha256::digest(secret.as_bytes()).to_vec(),
+            created_at: now,
+            expires_at: duration.map(|duration| now.saturating_add(duration)),
+            used: None,
+        }
+    }
+
+    async fn insert(&self, token: &TokenRow) -> Result<()> {
+        let tokens = self.0.store.tokens().await?;
+        let taken = tokens.iter().any(|other| other.name == token.name);
+        let result =
+            if taken { Err(exists(&token.name)) } else { self.write(&Insert(token)).await };
+        match result {
+            Err(Error::Store(crate::store::Error::Exists { .. })) => Err(exists(&token.name)),
+            other => other,
+        }
+    }
+}
+
+fn exists(name: &str) -> Error {
+    let message = format!("there is a token {name:?} already; choose another name or revoke it");
+    Error::Exists { field: "name", message }
+}
+
+pub(super) fn check_name(name: &str) -> Result<()> {
+    if is_name(name) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "name",
+        "must be 1 to 100 characters of [A-Za-z0-9._-], not beginning with a dot or a dash",
+    ))
+}
+
+fn token_id(secret: &str) -> Option<TokenId> {
+    let (id, random) = secret.strip_prefix("kiln_")?.split_once('_')?;
+    let uuid = Uuid::try_parse(id).ok().filter(|_| id.len() == 32)?;
+    (random.len() == 43).then(|| TokenId::from_uuid(uuid))
+}
+
+/// Bytes of 64 hexadecimal digits.
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+struct Insert<'a>(&'a TokenRow);
+
+#[async_trait]
+impl Work for Insert<'_> {
+    type Output = ();
+
+    async fn run(&self, _: &App, tx: &mut dyn Tx) -> Result<((), Effects)> {
+        tx.insert_token(self.0).await?;
+        Ok(((), Effects::default()))
+    }
+}
+
+struct Revoke(TokenId);
+
+#[async_trait]
+impl Work for Revoke {
+    type Output = ();
+
+    async fn run(&self, _: &App, tx: &mut dyn Tx) -> Result<((), Effects)> {
+        if tx.delete_token(self.0).await? {
+            Ok(((), Effects::default()))
+        } else {
+            Err(Error::not_found("token", self.0))
+        }
+    }
+}
