@@ -274,7 +274,7 @@ impl Dispatch {
         let mut due = vec![];
         while let Some(Reverse((at, class))) = state.timers.peek().copied() {
             if at > now {
-                return (due, Some(at - now));
+                return (due, Some(at.saturating_sub(now)));
             }
             state.timers.pop();
             due.push(class);

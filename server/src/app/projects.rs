@@ -3,10 +3,13 @@
 use async_trait::async_trait;
 use kiln_core::{id::ProjectId, spec::is_name};
 
-use super::{App, Error, Result, submit::MakeProject, work::Work};
+use super::{
+    App, Error, Result,
+    submit::{DEFAULT_WEIGHT, MakeProject},
+    work::Work,
+};
 use crate::store::{self, ProjectRow, Tx, jobs::Effects};
 
-const DEFAULT_WEIGHT: u32 = 100;
 const MAX_WEIGHT: u32 = 10_000;
 
 impl App {

@@ -25,8 +25,8 @@ use crate::{
 };
 
 /// The project of those who name none; made on demand.
-pub const DEFAULT_PROJECT: &str = "default";
-const DEFAULT_WEIGHT: u32 = 100;
+const DEFAULT_PROJECT: &str = "default";
+pub(super) const DEFAULT_WEIGHT: u32 = 100;
 /// Bytes of an idempotency key.
 const MAX_KEY: usize = 200;
 
@@ -213,6 +213,7 @@ fn expand(plan: Plan, header: Header, project: &ProjectRow, clock: &dyn Clock) -
     }
 }
 
+#[derive(Clone, Copy)]
 struct Place {
     build: BuildId,
     project: ProjectId,
@@ -296,7 +297,7 @@ fn title(plan: &Plan) -> String {
         Some(Source::Git { url, r#ref, .. }) => {
             let name = url.trim_end_matches('/').rsplit('/').next().unwrap_or(url);
             let name = name.strip_suffix(".git").unwrap_or(name);
-            if r#ref.is_empty() { name.to_owned() } else { format!("{name}@{}", r#ref) }
+            if r#ref.is_empty() { name.to_owned() } else { [name, r#ref].join("@") }
         }
         Some(Source::Archive { .. }) | None => {
             plan.jobs.first().map(|job| job.name.clone()).unwrap_or_default()

@@ -142,9 +142,9 @@ impl App {
 
     async fn insert(&self, token: &TokenRow) -> Result<()> {
         let tokens = self.0.store.tokens().await?;
-        let taken = tokens.iter().any(|other| other.name == token.name);
+        let is_taken = tokens.iter().any(|other| other.name == token.name);
         let result =
-            if taken { Err(exists(&token.name)) } else { self.write(&Insert(token)).await };
+            if is_taken { Err(exists(&token.name)) } else { self.write(&Insert(token)).await };
         match result {
             Err(Error::Store(crate::store::Error::Exists { .. })) => Err(exists(&token.name)),
             other => other,

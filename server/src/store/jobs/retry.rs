@@ -67,9 +67,11 @@ fn decide(
     };
     let open = spread(rows, &needs, &dependents, &wanted);
     for target in &wanted {
-        let unsuccessful = needs.get(target).into_iter().flatten().find(|need| {
-            !open.contains(need) && rows.get(need).is_some_and(|row| bars_dependents(row))
-        });
+        let unsuccessful = needs
+            .get(target)
+            .into_iter()
+            .flatten()
+            .find(|need| !open.contains(need) && rows.get(need).is_some_and(bars_dependents));
         if let (Some(target), Some(need)) =
             (rows.get(target), unsuccessful.and_then(|need| rows.get(need)))
         {

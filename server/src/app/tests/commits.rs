@@ -1,0 +1,93 @@
+//! Grouped commits: what shares a transaction, and what a failure does to it.
+
+use futures::future::join_all;
+use kiln_core::build::BuildState;
+
+use super::*;
+
+/// † Folding over a snapshot would leave the build running for ever and its dependent blocked.
+#[tokio::test]
+async fn jobs_that_end_at_once_settle_their_build() {
+    let world = World::in_memory();
+    let session = world.connect("a", 50).await;
+    let mut specs = jobs(50);
+    let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+    specs.push(job("last", &names.iter().map(String::as_str).collect::<Vec<_>>()));
+    let build = world.submit(specs).await.build.id;
+    let given = world.claim(session).await;
+    assert_eq!(given.len(), 50);
+    let said = given.iter().map(|given| world.finish(session, given.lease, Outcome::Succeeded));
+    assert!(join_all(said).await.iter().all(|recorded| *recorded == Recorded::Finished));
+    let last = world.job(build, "last").await;
+    assert_eq!((status(&last), last.open_needs), (Status::Queued, 0));
+    world.run_one(session, Outcome::Succeeded).await;
+    assert_eq!(world.app.build(build).await.unwrap().build.state(), BuildState::Succeeded);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_group_that_fails_is_committed_one_by_one_and_nobody_notices() {
+    let memory = Memory::default();
+    let world = World::over(Arc::new(memory.clone()));
+    world.submit(jobs(1)).await;
+    memory.fail_next_commit(2);
+    let builds = join_all((0..20).map(|_| world.submit(jobs(2)))).await;
+    let ids: std::collections::BTreeSet<_> = builds.iter().map(|view| view.build.id).collect();
+    assert_eq!(ids.len(), 20);
+    assert_eq!(world.store.builds(&Default::default(), None, 100).await.unwrap().len(), 21);
+    world.check().await;
+}
+
+#[tokio::test]
+async fn a_database_that_stays_away_is_an_error_and_nothing_is_acknowledged() {
+    let memory = Memory::default();
+    let world = World::over(Arc::new(memory.clone()));
+    let session = world.connect("a", 1).await;
+    let build = world.submit(jobs(1)).await.build.id;
+    let given = world.claim(session).await.remove(0);
+    memory.fail_next_commit(4);
+    assert!(world.app.record(session, Record::Start(given.lease)).await.is_err());
+    assert_eq!(world.statuses(build).await, "j0:leased");
+    memory.fail_next_commit(0);
+    world.start(session, given.lease).await;
+    world.check().await;
+}
+
+#[tokio::test]
+async fn submissions_with_one_key_at_once_make_one_build() {
+    let world = World::in_memory();
+    let asked = (0..10).map(|_| world.app.submit(submission("default", Some("k"), jobs(1))));
+    let answers: Vec<_> = join_all(asked).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(answers.iter().filter(|(_, created)| *created).count(), 1);
+    assert!(answers.iter().all(|(view, _)| view.build.id == answers[0].0.build.id));
+    world.check().await;
+}
+
+#[tokio::test]
+async fn claims_of_one_group_share_the_jobs() {
+    let world = World::in_memory();
+    let mut sessions = vec![];
+    for n in 0..10 {
+        sessions.push(world.connect(&format!("agent-{n}"), 3).await);
+    }
+    world.submit(jobs(25)).await;
+    let given = join_all(sessions.iter().map(|session| world.claim(*session))).await;
+    let mut all: Vec<JobId> = given.iter().flat_map(|given| ids(given)).collect();
+    let count = all.len();
+    all.sort();
+    all.dedup();
+    assert_eq!((count, all.len()), (25, 25));
+    world.check().await;
+}
+
+#[tokio::test]
+async fn shutdown_answers_what_was_asked() {
+    let world = World::in_memory();
+    world.submit(jobs(1)).await;
+    let app = world.app.clone();
+    let asked = join_all((0..50).map(|_| app.submit(submission("default", None, jobs(1)))));
+    let (answers, ()) = tokio::join!(asked, world.stop());
+    assert!(answers.iter().all(Result::is_ok));
+    let late = app.submit(submission("default", None, jobs(1))).await.unwrap_err();
+    assert!(matches!(late, crate::app::Error::Busy(_)), "{late}");
+}
