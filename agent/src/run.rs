@@ -84,9 +84,9 @@ impl Run {
     }
 
     /// Waits for the end of a task that an earlier process of this agent spawned.
-    pub async fn reattach(&self) -> Result<Exit, Failure> {
+    pub async fn reattach(&self, handle: &str) -> Result<Exit, Failure> {
         let task = client::task(self)?;
-        client::wait(self, &task, None).await
+        client::wait(self, &task, handle.parse().ok()).await
     }
 }
 

@@ -5,36 +5,16 @@ mod common;
 
 use std::{collections::BTreeMap, fs};
 
-use common::{LIMIT, is_alive, log, number, run, until};
+use common::{LIMIT, assignment, is_alive, log, number, run, script_spec as script, until};
 use kiln_agent::{
     backend::{Backend, Config, Failure, all, shell},
     run::{Run, Secret},
 };
 use kiln_core::{
-    id::{BuildId, JobId},
     outcome::FailureKind,
-    session::Assignment,
     spec::{JobSpec, Resources},
 };
 use tokio::time::timeout;
-use uuid::Uuid;
-
-fn assignment(run: &Run, spec: JobSpec) -> Assignment {
-    Assignment {
-        lease: run.lease,
-        job: JobId::from_uuid(Uuid::from_u128(1)),
-        build: BuildId::from_uuid(Uuid::from_u128(2)),
-        project: "kiln".to_owned(),
-        attempt: 3,
-        spec: JobSpec { name: "test".to_owned(), backend: "shell".to_owned(), ..spec },
-        inputs: vec![],
-        exclusive: false,
-    }
-}
-
-fn script(text: &str) -> JobSpec {
-    JobSpec { script: text.to_owned(), ..JobSpec::default() }
-}
 
 async fn end(run: &Run, spec: JobSpec) -> Result<(), Failure> {
     let shell = shell::Shell::new(shell::Config::default(), "test");

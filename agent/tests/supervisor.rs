@@ -20,7 +20,7 @@ async fn end(run: &Run, task: Task) -> Exit {
 }
 
 fn with(mut task: Task, new: kiln_agent::cgroup::Containment) -> Task {
-    let Work::Process { containment, .. } = &mut task.work;
+    let Work::Process { containment, .. } = &mut task.work else { unreachable!() };
     *containment = new;
     task
 }
@@ -177,7 +177,7 @@ async fn a_supervisor_killed_leaves_no_process_and_an_infra_failure() {
         let failure = timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap_err();
         assert_eq!(failure.kind, FailureKind::Infra, "{want:?}");
         assert!(!is_alive(number(&run, "child ").unwrap()), "{want:?}");
-        let again = timeout(LIMIT, run.reattach()).await.unwrap().unwrap_err();
+        let again = timeout(LIMIT, run.reattach(&handle(&run))).await.unwrap().unwrap_err();
         assert_eq!(again.kind, FailureKind::Infra);
     }
 }
@@ -194,6 +194,10 @@ async fn a_stray_term_of_the_supervisor_does_not_end_the_job() {
     signal(supervisor(&run), "TERM");
     fs::write(run.workspace().join("go"), "").unwrap();
     assert_eq!(waiting.await.unwrap().code, Some(6));
+}
+
+fn handle(run: &Run) -> String {
+    run.folder.remembered().unwrap().expect("adoption needs a handle")
 }
 
 fn supervisor(run: &Run) -> i32 {
@@ -229,12 +233,11 @@ async fn the_job_survives_its_agent() {
     until("the job prints", || log(&run).contains("line 3\n")).await;
     agent.kill().unwrap();
     agent.wait().unwrap();
-    assert!(run.folder.remembered().unwrap().is_some(), "adoption needs a handle");
-    let exit = timeout(LIMIT, run.reattach()).await.unwrap().unwrap();
+    let exit = timeout(LIMIT, run.reattach(&handle(&run))).await.unwrap().unwrap();
     assert_eq!((exit.ending, exit.code), (Ending::Exited, Some(7)));
     let wanted: String = (0..300).flat_map(|i| [format!("line {i}\n")]).collect();
     assert_eq!(log(&run), wanted);
-    let later = timeout(LIMIT, run.reattach()).await.unwrap().unwrap();
+    let later = timeout(LIMIT, run.reattach(&handle(&run))).await.unwrap().unwrap();
     assert_eq!(later, exit, "it is told as often as asked");
 }
 

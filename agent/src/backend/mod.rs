@@ -1,5 +1,6 @@
 //! The seam to what executes jobs. A new backend is one file here and one line in [`all`].
 
+pub mod docker;
 mod job;
 mod secrets;
 pub mod shell;
@@ -17,6 +18,7 @@ use crate::run::Run;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     pub shell: shell::Config,
+    pub docker: docker::Config,
 }
 
 /// All backends of this crate. A new one is one line here. `owner` is the agent's data folder by a random id of its own:
@@ -25,6 +27,9 @@ pub fn all(config: &Config, owner: &str) -> Vec<Arc<dyn Backend>> {
     let mut backends: Vec<Arc<dyn Backend>> = vec![];
     if config.shell.enabled {
         backends.push(Arc::new(shell::Shell::new(config.shell.clone(), owner)));
+    }
+    if config.docker.enabled {
+        backends.push(Arc::new(docker::Docker::new(config.docker.clone(), owner)));
     }
     backends
 }
@@ -57,7 +62,7 @@ impl Failure {
 #[error("{0}")]
 pub struct Unavailable(pub String);
 
-/// What executes jobs. The executor owns time limits, workspace, cancel grace, logs and artifacts; a backend never does.
+/// What executes jobs, and marks its own stages in their logs. The executor owns time limits, workspace, cancel grace, logs and artifacts; a backend never does.
 #[async_trait]
 pub trait Backend: Debug + Send + Sync {
     /// The word by which jobs ask for it.

@@ -129,13 +129,14 @@ impl Backend for Shell {
         let task = self.task(job, run).await.map_err(|error| {
             Failure::infra(format!("the job's files can't be written: {error}"))
         })?;
+        run.stage("script").await.map_err(|error| Failure::infra(error.to_string()))?;
         let exit = run.spawn(task).await;
         self.secrets.remove(job.lease);
         exit?.into_result()
     }
 
-    async fn adopt(&self, job: &Assignment, run: &Run, _handle: &str) -> Result<(), Failure> {
-        let exit = run.reattach().await;
+    async fn adopt(&self, job: &Assignment, run: &Run, handle: &str) -> Result<(), Failure> {
+        let exit = run.reattach(handle).await;
         self.secrets.remove(job.lease);
         exit?.into_result()
     }

@@ -121,7 +121,10 @@ async fn gone(run: &Run, identity: &Identity) -> io::Result<()> {
 
 /// Ends what a dead supervisor left.
 async fn clean(run: &Run, task: &Task) {
+    // One that only now comes to run finds it.
+    let _no_folder = write_durably(&run.dir().join(CANCEL_FILE), b"");
     match &task.work {
+        Work::Container { engine, id, .. } => engine.kill(id).await,
         Work::Process { containment, .. } => {
             let containment = containment.clone();
             let (name, value) = marker(run.lease);

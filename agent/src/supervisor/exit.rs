@@ -72,6 +72,8 @@ impl Exit {
 
     fn words(&self) -> String {
         match (self.code, self.signal) {
+            (Some(126), _) => "exit code 126 (not executable)".to_owned(),
+            (Some(127), _) => "exit code 127 (program not found)".to_owned(),
             (Some(code), _) => match signals::name(code - 128) {
                 Some(name) => format!("exit code {code} ({name})"),
                 None => format!("exit code {code}"),

@@ -5,6 +5,7 @@
 //! `supervisor.json` (what to do), `supervisor.pid` (who does it), `cancel` (please end), `exit.json` (how it ended).
 
 pub(crate) mod client;
+mod container;
 mod exit;
 mod identity;
 mod process;
@@ -25,7 +26,7 @@ use rustix::fs::Mode;
 
 pub use exit::{Ending, Exit};
 pub use identity::Identity;
-pub use spec::{Spec, Task, Work};
+pub use spec::{Outlet, Spec, Task, Work};
 
 use crate::run::write_durably;
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use kiln_core::Millis;
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Containment;
+use crate::{backend::docker::Engine, cgroup::Containment};
 
 /// The content of `supervisor.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,16 @@ pub struct Task {
     pub stall_ms: Millis,
 }
 
+/// Where a container's output comes out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outlet {
+    /// A FIFO that the container has as a file: both outputs in their order.
+    Fifo(PathBuf),
+    /// The engine's stream, for images that have no shell to redirect with: two pipes, their order is not kept.
+    Attach,
+}
+
 /// What the supervisor starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -38,4 +48,6 @@ pub enum Work {
         cwd: PathBuf,
         containment: Containment,
     },
+    /// A container that is created and not started.
+    Container { engine: Engine, id: String, output: Outlet },
 }

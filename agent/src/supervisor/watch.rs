@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     CANCEL_FILE,
+    container::Container,
     exit::{Ending, Exit, Reserved},
     process::Process,
     spec::{Spec, Work},
@@ -28,6 +29,7 @@ use crate::run::Folder;
 /// How often the stall clock and the request to end are looked at; the latter comes with a signal too.
 const TICK: Duration = Duration::from_millis(100);
 const BUFFER_BYTES: usize = 256 << 10;
+const ENDED: &str = "ended on request";
 
 /// What is watched.
 pub(super) trait Job {
@@ -50,6 +52,8 @@ pub(super) struct Output {
     linger: Duration,
     buffer: Vec<u8>,
     open: bool,
+    /// What must not be dropped before the source.
+    _held: Option<Box<dyn std::any::Any>>,
 }
 
 impl fmt::Debug for Output {
@@ -60,7 +64,17 @@ impl fmt::Debug for Output {
 
 impl Output {
     pub(super) fn new(source: impl AsyncRead + Unpin + 'static, linger: Duration) -> Self {
-        Self { source: Box::new(source), linger, buffer: vec![0; BUFFER_BYTES], open: true }
+        let buffer = vec![0; BUFFER_BYTES];
+        Self { source: Box::new(source), linger, buffer, open: true, _held: None }
+    }
+
+    /// One that ends when something else is dropped.
+    pub(super) fn holding(
+        source: impl AsyncRead + Unpin + 'static,
+        linger: Duration,
+        held: impl std::any::Any,
+    ) -> Self {
+        Self { _held: Some(Box::new(held)), ..Self::new(source, linger) }
     }
 
     /// The next bytes; nothing: that was all. May be dropped and called again.
@@ -76,12 +90,23 @@ pub(super) async fn watch(spec: &Spec) -> io::Result<()> {
     let reserved = Reserved::take(&spec.dir)?;
     let folder = Folder::new(&spec.dir);
     let mut spool = Spool::open(&folder.spool("main"), spec.task.log_bytes)?;
-    let Work::Process { argv, env, cwd, containment } = &spec.task.work;
-    let exit = match Process::start(argv, env, cwd, containment) {
-        Ok((job, output)) => Watch::new(spec, &mut spool, output).run(job).await?,
-        Err(exit) => {
-            containment.remove();
-            exit
+    let exit = match &spec.task.work {
+        // The agent may have given the lease up before this process came to run.
+        _ if spec.dir.join(CANCEL_FILE).exists() => Exit::new(Ending::Cancelled, ENDED),
+        Work::Process { argv, env, cwd, containment } => {
+            match Process::start(argv, env, cwd, containment) {
+                Ok((job, output)) => Watch::new(spec, &mut spool, output).run(job).await?,
+                Err(exit) => {
+                    containment.remove();
+                    exit
+                }
+            }
+        }
+        Work::Container { engine, id, output } => {
+            match Container::start(engine, id, output).await {
+                Ok((job, output)) => Watch::new(spec, &mut spool, output).run(job).await?,
+                Err(exit) => exit,
+            }
         }
     };
     let exit = match spool.sync() {
@@ -152,7 +177,7 @@ impl<'a> Watch<'a> {
         match &self.ending {
             Some((_, deadline)) if *deadline <= Instant::now() => job.kill().await,
             None if self.spec.dir.join(CANCEL_FILE).exists() => {
-                self.end(Exit::new(Ending::Cancelled, "ended on request"), job).await;
+                self.end(Exit::new(Ending::Cancelled, ENDED), job).await;
             }
             None if !stall.is_zero() && self.heard.elapsed() >= stall => {
                 let message = format!("no output for {} s", stall.as_secs_f32());

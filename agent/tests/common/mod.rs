@@ -14,7 +14,11 @@ use kiln_agent::{
     run::{Folder, Run},
     supervisor::{Task, Work},
 };
-use kiln_core::id::LeaseId;
+use kiln_core::{
+    id::{BuildId, JobId, LeaseId},
+    session::Assignment,
+    spec::JobSpec,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -94,4 +98,21 @@ pub fn is_alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| state != 'Z')
+}
+
+pub fn assignment(run: &Run, spec: JobSpec) -> Assignment {
+    Assignment {
+        lease: run.lease,
+        job: JobId::from_uuid(Uuid::from_u128(1)),
+        build: BuildId::from_uuid(Uuid::from_u128(2)),
+        project: "kiln".to_owned(),
+        attempt: 3,
+        spec: JobSpec { name: "test".to_owned(), ..spec },
+        inputs: vec![],
+        exclusive: false,
+    }
+}
+
+pub fn script_spec(text: &str) -> JobSpec {
+    JobSpec { script: text.to_owned(), ..JobSpec::default() }
 }
