@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::OnceLock,
 };
 
 use serde::{Deserialize, Serialize};
@@ -48,13 +49,10 @@ pub struct Host {
 }
 
 impl Host {
-    /// Tries what works here. Blocks for some milliseconds.
+    /// Tries what works here; before the first job is started. Blocks for some milliseconds.
     pub fn detect(want: Want) -> Self {
         let hierarchies = match want {
-            Want::Auto | Want::Cgroup => usable(hierarchies(
-                &fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
-                &fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
-            )),
+            Want::Auto | Want::Cgroup => own().to_vec(),
             Want::PidNamespace | Want::ProcessGroup => vec![],
         };
         let namespace = hierarchies.is_empty()
@@ -169,6 +167,18 @@ fn settings(version: Version, controller: &str, wanted: u64) -> Vec<Setting> {
         (_, "pids") => vec![must("pids.max", wanted.to_string())],
         _ => vec![],
     }
+}
+
+/// What works for this process. Trying it moves the process to and fro, so that it is done once: a second try at the same
+/// time would take a group of the first for its home.
+fn own() -> &'static [Hierarchy] {
+    static OWN: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    OWN.get_or_init(|| {
+        usable(hierarchies(
+            &fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(),
+            &fs::read_to_string("/proc/self/cgroup").unwrap_or_default(),
+        ))
+    })
 }
 
 /// Reads which hierarchies are mounted and where this process is in them.
