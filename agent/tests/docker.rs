@@ -5,66 +5,16 @@ mod common;
 
 use std::{collections::BTreeMap, env, fs, process::Command};
 
-use common::{LIMIT, assignment, lease, log, run, run_in, script_spec, until};
+use common::{LIMIT, assignment, lease, log, rig::rig, run, run_in, script_spec, until};
 use kiln_agent::{
-    backend::{Backend, Failure, docker},
-    run::{Run, Secret},
+    backend::{Backend, docker},
+    run::Secret,
 };
 use kiln_core::{
     outcome::FailureKind,
-    spec::{Container, JobSpec, Network, PullPolicy, Resources, Timeouts},
+    spec::{Container, JobSpec, PullPolicy, Resources, Timeouts},
 };
 use tokio::time::timeout;
-
-struct Rig {
-    host: String,
-    image: String,
-}
-
-/// The engine, or nothing where tests may go without.
-fn rig() -> Option<Rig> {
-    if let (Ok(host), Ok(image)) = (env::var("KILN_TEST_DOCKER"), env::var("KILN_TEST_IMAGE")) {
-        return Some(Rig { host, image });
-    }
-    assert!(env::var("KILN_TEST_REQUIRE").is_err(), "KILN_TEST_DOCKER is not set");
-    println!("skipped: KILN_TEST_DOCKER is not set");
-    None
-}
-
-impl Rig {
-    /// A backend of an agent of its own, so that tests don't sweep each other's containers.
-    fn backend(&self, owner: &str) -> docker::Docker {
-        let config = docker::Config { host: self.host.clone(), ..docker::Config::default() };
-        docker::Docker::new(config, &format!("{owner}-{}", std::process::id()))
-    }
-
-    fn spec(&self, script: &str) -> JobSpec {
-        JobSpec { container: Some(self.container()), ..script_spec(script) }
-    }
-
-    fn container(&self) -> Container {
-        Container { image: self.image.clone(), network: Network::None, ..Container::default() }
-    }
-
-    async fn end(&self, run: &Run, spec: JobSpec) -> Result<(), Failure> {
-        let backend = self.backend("test");
-        let result = timeout(LIMIT, backend.run(&assignment(run, spec), run)).await;
-        backend.remove(run.lease).await;
-        result.expect("it ends")
-    }
-
-    fn docker(&self, args: &[&str]) -> String {
-        let output = Command::new("docker").args(["-H", &self.host]).args(args).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// Names of the containers of an agent, running or not.
-    fn containers(&self, owner: &str) -> Vec<String> {
-        let label = format!("label=dev.kiln.agent={owner}-{}", std::process::id());
-        let names = self.docker(&["ps", "-a", "--filter", &label, "--format", "{{.Names}}"]);
-        names.lines().map(str::to_owned).collect()
-    }
-}
 
 #[tokio::test]
 async fn the_engine_says_what_it_enforces() {

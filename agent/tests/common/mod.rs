@@ -1,6 +1,8 @@
 //! A lease folder and a view of the world for one job.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+pub mod rig;
 
 use std::{
     collections::BTreeMap,
