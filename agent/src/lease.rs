@@ -190,7 +190,7 @@ impl Leases {
         for &(lease, cancelling) in keep {
             match self.entries.get(&lease).map(|entry| &entry.state) {
                 Some(EntryState::Finished(report)) => {
-                    out.push(Output::Send(Frame::Finished(lease, report.clone())))
+                    out.push(Output::Send(Frame::Finished(lease, report.clone())));
                 }
                 Some(EntryState::Running) => out.push(Output::Send(Frame::Started(lease))),
                 Some(EntryState::Taken) | None => {}

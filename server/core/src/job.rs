@@ -29,7 +29,7 @@ pub const MAX_RETURNS: u32 = 10;
 pub enum State {
     /// Waits for jobs that it needs.
     Blocked,
-    /// Waits for an agent; not leased before `not_before`.
+    /// Waits for an agent; not leased before `not_before`, which is zero where nothing is to be waited for.
     Queued { not_before: Millis },
     /// Given to an agent that has not started it yet.
     Leased { lease: LeaseId, cancelling: bool },
@@ -210,6 +210,15 @@ impl Job {
         )
     }
 
+    /// Its wait before another attempt is over. A clock that went back behind the beginning of the wait ends it: nobody
+    /// can tell how long it would still be.
+    pub fn is_due(&self, at: Millis) -> bool {
+        match self.state {
+            State::Queued { not_before } => not_before <= at || self.queued_at > at,
+            _ => false,
+        }
+    }
+
     /// The only way in which a job changes.
     pub fn apply(self, event: Event, at: Millis) -> Result<Change, Rejected> {
         match event {
@@ -233,7 +242,7 @@ impl Job {
 
     fn unblock(self, at: Millis) -> Result<Change, Rejected> {
         match self.state {
-            State::Blocked => Ok(self.queue(at, at)),
+            State::Blocked => Ok(self.queue(at, 0)),
             _ => Err(Rejected::NotBlocked),
         }
     }
@@ -250,7 +259,7 @@ impl Job {
 
     fn leased(self, lease: LeaseId, at: Millis) -> Result<Change, Rejected> {
         match self.state {
-            State::Queued { not_before } if not_before > at => Err(Rejected::TooEarly),
+            State::Queued { .. } if !self.is_due(at) => Err(Rejected::TooEarly),
             State::Queued { .. } => Ok((
                 Self {
                     state: State::Leased { lease, cancelling: false },
@@ -292,7 +301,7 @@ impl Job {
             returns: self.returns + 1,
             ..self
         };
-        Ok(job.queue(at, at))
+        Ok(job.queue(at, 0))
     }
 
     fn end(self, lease: LeaseId, outcome: Outcome, at: Millis) -> Result<Change, Rejected> {
@@ -355,7 +364,7 @@ impl Job {
                 if blocked {
                     return Ok((Self { state: State::Blocked, ..job }, vec![]));
                 }
-                Ok(job.queue(at, at))
+                Ok(job.queue(at, 0))
             }
             _ => Err(Rejected::NotDone),
         }

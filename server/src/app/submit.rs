@@ -226,7 +226,7 @@ struct Place {
 fn new_job(planned: PlannedJob, ids: &[JobId], place: Place) -> NewJob {
     let PlannedJob { name, needs, spec } = planned;
     let blocked = !needs.is_empty();
-    let state = if blocked { State::Blocked } else { State::Queued { not_before: place.now } };
+    let state = if blocked { State::Blocked } else { State::Queued { not_before: 0 } };
     let job = Job {
         id: ids[place.index],
         build: place.build,

@@ -127,7 +127,7 @@ fn check_graph(jobs: &[JobSpec], violations: &mut Vec<Violation>) {
                 None => violations
                     .push(Violation::new(field, format!("there is no job {:?}", need.job))),
                 Some(_) if !seen.insert(&need.job) => {
-                    violations.push(Violation::new(field, "is named twice"))
+                    violations.push(Violation::new(field, "is named twice"));
                 }
                 Some(&needed) => {
                     dependents[needed].push(at);

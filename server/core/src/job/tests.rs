@@ -186,6 +186,7 @@ fn attempts_end_and_wait_in_between() {
     let (queued, _) = slow.apply(Event::Expire(lease(1)), 50).unwrap();
     assert_eq!(queued.state, State::Queued { not_before: 150 });
     assert_eq!(queued.clone().apply(Event::Lease(lease(2)), 149), Err(Rejected::TooEarly));
+    assert!(queued.is_due(49), "the clock went back behind the beginning of the wait");
     let (leased, _) = queued.apply(Event::Lease(lease(2)), 150).unwrap();
     let (done, _) = leased.apply(Event::Expire(lease(2)), 200).unwrap();
     assert!(matches!(done.state, State::Done(Outcome::Failed { kind: FailureKind::Lost, .. })));

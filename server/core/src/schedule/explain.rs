@@ -133,10 +133,10 @@ fn verdict(class: &Class, agent: &Agent, now: Millis) -> Verdict {
     match agent.admission.clone().at(now) {
         Admission::Open => {}
         Admission::Paused { note, .. } if note.is_empty() => {
-            reasons.push(Reason::new("PAUSED", "is paused"))
+            reasons.push(Reason::new("PAUSED", "is paused"));
         }
         Admission::Paused { note, .. } => {
-            reasons.push(Reason::new("PAUSED", format!("is paused: {note}")))
+            reasons.push(Reason::new("PAUSED", format!("is paused: {note}")));
         }
         Admission::Draining => reasons.push(Reason::new("DRAINING", "is draining")),
     }

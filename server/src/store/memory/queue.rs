@@ -44,9 +44,7 @@ pub(super) fn candidates(
 ) -> Vec<(Candidate, BuildId)> {
     let classes: BTreeSet<_> = classes.iter().collect();
     let mut queues: BTreeMap<ProjectId, BTreeMap<Rank, &JobRow>> = BTreeMap::new();
-    let ready = claimable(state).filter(|row| {
-        classes.contains(&row.class) && not_before(row).is_some_and(|time| time <= now)
-    });
+    let ready = claimable(state).filter(|row| classes.contains(&row.class) && row.job.is_due(now));
     for row in ready {
         queues.entry(row.project).or_default().insert(rank(row), row);
     }
