@@ -1,0 +1,223 @@
+//! A scripted machine: the real lease code, a journal that survives, processes that outlive the agent.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use kiln_agent::lease::{Entry, EntryState, Frame, Input, Leases, Output};
+use kiln_core::{
+    Millis,
+    id::{AgentId, LeaseId, SessionId},
+    outcome::{FailureKind, Outcome},
+    session::{Assignment, Held, Report, Session},
+};
+
+/// What travels to the server.
+#[derive(Debug, Clone)]
+pub enum Up {
+    Hello { epoch: i64, journal: Vec<(LeaseId, Held)> },
+    Heartbeat,
+    Frame(Frame),
+}
+
+/// What travels to the agent.
+#[derive(Debug, Clone)]
+pub enum Down {
+    Welcome { session: SessionId, keep: Vec<(LeaseId, bool)>, abandon: Vec<LeaseId> },
+    Assign { session: SessionId, assignment: Box<Assignment> },
+    Ack(LeaseId),
+    Revoke(LeaseId),
+    Abandon(LeaseId),
+    Drain,
+    Beat,
+}
+
+/// One stream, with the frames in flight and the server's half at its end.
+#[derive(Debug, Default)]
+pub struct Link {
+    pub up: VecDeque<Up>,
+    pub down: VecDeque<Down>,
+    pub session: Option<Session>,
+}
+
+/// A process of a job.
+#[derive(Debug, Clone)]
+pub struct Process {
+    pub assignment: Assignment,
+    pub cancelled: bool,
+}
+
+/// A machine with an agent.
+#[derive(Debug)]
+pub struct Machine {
+    pub id: AgentId,
+    pub up: bool,
+    pub link: Option<Link>,
+    pub leases: Leases,
+    pub processes: BTreeMap<LeaseId, Process>,
+    /// How each process of this machine ended, if its result was seen by the agent.
+    pub results: BTreeMap<LeaseId, Outcome>,
+    /// How often each lease's process was started.
+    pub starts: BTreeMap<LeaseId, u32>,
+    journal: BTreeMap<LeaseId, Entry>,
+    handles: BTreeSet<LeaseId>,
+    epoch: i64,
+}
+
+impl Machine {
+    pub fn new(id: AgentId) -> Self {
+        Self {
+            id,
+            up: true,
+            link: None,
+            leases: Leases::default(),
+            processes: BTreeMap::new(),
+            results: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            journal: BTreeMap::new(),
+            handles: BTreeSet::new(),
+            epoch: 0,
+        }
+    }
+
+    pub fn journal(&self) -> impl Iterator<Item = &LeaseId> {
+        self.journal.keys()
+    }
+
+    /// Opens a stream; Hello is built after the old one ended.
+    pub fn connect(&mut self, now: Millis) {
+        self.cut(now);
+        self.epoch += 1;
+        let hello = Up::Hello { epoch: self.epoch, journal: self.leases.journal() };
+        self.link = Some(Link { up: [hello].into(), ..Link::default() });
+    }
+
+    pub fn cut(&mut self, now: Millis) {
+        if self.link.take().is_some() && self.up {
+            self.apply(Input::Disconnected, now, None);
+        }
+    }
+
+    /// kill -9 of the agent; with `reboot`, of everything on the machine.
+    pub fn crash(&mut self, reboot: bool) {
+        self.up = false;
+        self.link = None;
+        if reboot {
+            self.processes.clear();
+        }
+    }
+
+    /// The agent starts again: it restores its journal and adopts what runs.
+    pub fn restart(&mut self, now: Millis) {
+        self.up = true;
+        self.leases = Leases::restore(self.journal.values().cloned());
+        for entry in self.journal.values().cloned().collect::<Vec<_>>() {
+            let lease = entry.assignment.lease;
+            match entry.state {
+                EntryState::Finished(_) => {}
+                _ if self.processes.contains_key(&lease) => {}
+                EntryState::Taken if !self.handles.contains(&lease) => self.start(entry.assignment),
+                _ => {
+                    let outcome = Outcome::failed(FailureKind::Infra, "the process is gone");
+                    self.ended(lease, outcome, now, None);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, assignment: Assignment) {
+        let lease = assignment.lease;
+        *self.starts.entry(lease).or_default() += 1;
+        self.handles.insert(lease);
+        self.processes.insert(lease, Process { assignment, cancelled: false });
+    }
+
+    /// The agent learns that a process runs.
+    pub fn announce(&mut self, lease: LeaseId, now: Millis, crash_after: Option<usize>) {
+        self.apply(Input::Started(lease), now, crash_after);
+    }
+
+    /// A process ends, and the agent learns it.
+    pub fn finish(
+        &mut self,
+        lease: LeaseId,
+        outcome: Outcome,
+        now: Millis,
+        crash_after: Option<usize>,
+    ) {
+        if self.processes.remove(&lease).is_some() {
+            self.results.insert(lease, outcome.clone());
+            self.ended(lease, outcome, now, crash_after);
+        }
+    }
+
+    fn ended(&mut self, lease: LeaseId, outcome: Outcome, now: Millis, crash_after: Option<usize>) {
+        let report =
+            Report { outcome, artifacts: vec![], log_lengths: [("main".to_owned(), 0)].into() };
+        self.apply(Input::Ended(lease, report), now, crash_after);
+    }
+
+    /// Gives an input to the real lease code and carries its outputs out, in order; `crash_after` so many of them the
+    /// agent dies.
+    pub fn apply(&mut self, input: Input, now: Millis, crash_after: Option<usize>) {
+        for (number, output) in self.leases.apply(input, now).into_iter().enumerate() {
+            if crash_after == Some(number) {
+                self.crash(false);
+                return;
+            }
+            self.perform(output);
+        }
+    }
+
+    /// Time goes by. An exclusive job ends at once when nobody answered for too long.
+    pub fn apply_tick(&mut self, now: Millis) {
+        let before: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.cancelled)
+            .map(|(&id, _)| id)
+            .collect();
+        self.apply(Input::Tick, now, None);
+        let ended: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|(lease, process)| {
+                process.cancelled && process.assignment.exclusive && !before.contains(lease)
+            })
+            .map(|(&lease, _)| lease)
+            .collect();
+        for lease in ended {
+            self.processes.remove(&lease);
+            if self.up {
+                self.ended(lease, Outcome::cancelled("nobody answered"), now, None);
+            }
+        }
+    }
+
+    fn perform(&mut self, output: Output) {
+        match output {
+            Output::Save(lease) => {
+                if let Some(entry) = self.leases.entry(lease) {
+                    self.journal.insert(lease, entry.clone());
+                }
+            }
+            Output::Remove(lease) => {
+                self.journal.remove(&lease);
+                self.handles.remove(&lease);
+            }
+            Output::Send(frame) => {
+                if let Some(link) = &mut self.link {
+                    link.up.push_back(Up::Frame(frame));
+                }
+            }
+            Output::Run(assignment) => self.start(*assignment),
+            Output::Cancel(lease) => {
+                if let Some(process) = self.processes.get_mut(&lease) {
+                    process.cancelled = true;
+                }
+            }
+            Output::Kill(lease) => {
+                self.processes.remove(&lease);
+            }
+            Output::Exit => {}
+        }
+    }
+}
