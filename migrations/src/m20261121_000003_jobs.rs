@@ -23,6 +23,9 @@ impl MigrationTrait for Migration {
         let overdue = "CREATE INDEX job_overdue ON job ((queued_at + queue_timeout_ms), id) \
              WHERE not_before IS NOT NULL";
         index(manager, overdue).await?;
+        let backoff = "CREATE INDEX job_backoff ON job (not_before) \
+             WHERE claimable AND not_before > queued_at";
+        index(manager, backoff).await?;
         let group = "CREATE INDEX job_group ON job (\"group\", id) WHERE live";
         index(manager, group).await?;
 

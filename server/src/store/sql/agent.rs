@@ -1,0 +1,93 @@
+//! Table `agent`.
+
+use kiln_core::id::AgentId;
+use sea_orm::entity::prelude::*;
+
+use super::{
+    super::{AgentRow, Error, Result},
+    error::{failed, from_json, taken, to_json},
+    set,
+};
+
+const TABLE: &str = "agent";
+
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "agent")]
+pub(super) struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    pub name: String,
+    pub credential_sha256: Vec<u8>,
+    pub admission: String,
+    pub profile: String,
+    pub load: String,
+    pub created_at: i64,
+    pub seen_at: i64,
+    pub epoch: i64,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub(super) enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+impl From<&AgentRow> for Model {
+    fn from(row: &AgentRow) -> Self {
+        Self {
+            id: row.id.uuid(),
+            name: row.name.clone(),
+            credential_sha256: row.credential_sha256.clone(),
+            admission: to_json(&row.admission),
+            profile: to_json(&row.profile),
+            load: to_json(&row.load),
+            created_at: row.created_at,
+            seen_at: row.seen_at,
+            epoch: row.epoch,
+        }
+    }
+}
+
+impl TryFrom<Model> for AgentRow {
+    type Error = Error;
+
+    fn try_from(model: Model) -> Result<Self> {
+        Ok(Self {
+            id: AgentId::from_uuid(model.id),
+            name: model.name,
+            credential_sha256: model.credential_sha256,
+            admission: from_json(TABLE, "admission", &model.admission)?,
+            profile: from_json(TABLE, "profile", &model.profile)?,
+            load: from_json(TABLE, "load", &model.load)?,
+            created_at: model.created_at,
+            seen_at: model.seen_at,
+            epoch: model.epoch,
+        })
+    }
+}
+
+pub(super) async fn insert(conn: &impl ConnectionTrait, row: &AgentRow) -> Result<()> {
+    let models = [Model::from(row)];
+    set::insert(conn, &models, "").await.map_err(taken("insert an agent", "agent", &row.name))
+}
+
+pub(super) async fn save(conn: &impl ConnectionTrait, row: &AgentRow) -> Result<()> {
+    let columns = [
+        Column::Name,
+        Column::CredentialSha256,
+        Column::Admission,
+        Column::Profile,
+        Column::Load,
+        Column::SeenAt,
+        Column::Epoch,
+    ];
+    set::update(conn, &[Model::from(row)], Column::Id, &columns).await.map_err(taken(
+        "save an agent",
+        "agent",
+        &row.name,
+    ))
+}
+
+pub(super) async fn delete(conn: &impl ConnectionTrait, id: AgentId) -> Result<()> {
+    let deleted = Entity::delete_by_id(id.uuid()).exec(conn).await;
+    deleted.map(drop).map_err(failed("delete an agent"))
+}

@@ -1,0 +1,151 @@
+//! Table `session`: one stream of an agent.
+
+use std::fmt::Write;
+
+use kiln_core::{
+    Millis,
+    agent::Load,
+    id::{AgentId, SessionId},
+};
+use sea_orm::{QueryOrder, QuerySelect, Statement, entity::prelude::*, sea_query::LockType};
+
+use super::{
+    super::{Error, Result, SessionRow},
+    error::{failed, to_json},
+    set,
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "session")]
+pub(super) struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    pub agent: Uuid,
+    pub instance: String,
+    pub epoch: i64,
+    pub beat: i64,
+    pub open: bool,
+    pub opened_at: i64,
+}
+
+#[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
+pub(super) enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}
+
+impl From<&SessionRow> for Model {
+    fn from(row: &SessionRow) -> Self {
+        Self {
+            id: row.id.uuid(),
+            agent: row.agent.uuid(),
+            instance: row.instance.clone(),
+            epoch: row.epoch,
+            beat: row.beat,
+            open: row.open,
+            opened_at: row.opened_at,
+        }
+    }
+}
+
+impl TryFrom<Model> for SessionRow {
+    type Error = Error;
+
+    fn try_from(model: Model) -> Result<Self> {
+        Ok(Self {
+            id: SessionId::from_uuid(model.id),
+            agent: AgentId::from_uuid(model.agent),
+            instance: model.instance,
+            epoch: model.epoch,
+            beat: model.beat,
+            open: model.open,
+            opened_at: model.opened_at,
+        })
+    }
+}
+
+pub(super) async fn insert(conn: &impl ConnectionTrait, row: &SessionRow) -> Result<()> {
+    set::insert(conn, &[Model::from(row)], "").await.map_err(failed("insert a session"))
+}
+
+fn open() -> Select<Entity> {
+    Entity::find().filter(Expr::col((Entity, Column::Open))).order_by_asc(Column::Id)
+}
+
+pub(super) async fn all_open(conn: &impl ConnectionTrait) -> Result<Vec<SessionRow>> {
+    set::rows(conn, open(), "read open sessions").await
+}
+
+pub(super) async fn lock_open_of(
+    conn: &impl ConnectionTrait,
+    agent: AgentId,
+) -> Result<Vec<SessionRow>> {
+    let select = open().filter(Column::Agent.eq(agent.uuid())).lock(LockType::NoKeyUpdate);
+    set::rows(conn, select, "lock the sessions of an agent").await
+}
+
+pub(super) async fn close(
+    conn: &impl ConnectionTrait,
+    id: SessionId,
+    observed: Option<i64>,
+) -> Result<bool> {
+    let mut update = Entity::update_many()
+        .col_expr(Column::Open, Expr::value(false))
+        .filter(Column::Id.eq(id.uuid()))
+        .filter(Expr::col(Column::Open));
+    if let Some(beat) = observed {
+        update = update.filter(Column::Beat.eq(beat));
+    }
+    let closed = update.exec(conn).await.map_err(failed("close a session"))?;
+    Ok(closed.rows_affected > 0)
+}
+
+/// Raises the beat of those that are open: (session, agent).
+pub(super) async fn beat(
+    conn: &impl ConnectionTrait,
+    ids: &[SessionId],
+) -> Result<Vec<(SessionId, AgentId)>> {
+    let action = "raise the beat of sessions";
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+    let mut raised = vec![];
+    for piece in ids.chunks(set::MOST) {
+        let piece = set::padded(piece);
+        let mut text = String::from(
+            "UPDATE \"session\" SET \"beat\"=\"beat\"+1 WHERE \"open\" AND \"id\" IN (",
+        );
+        for place in 1..=piece.len() {
+            let _ = write!(text, "{}${place}", if place == 1 { "" } else { "," });
+        }
+        text.push_str(") RETURNING \"id\",\"agent\"");
+        let values = piece.into_iter().map(Value::from);
+        let statement = Statement::from_sql_and_values(conn.get_database_backend(), text, values);
+        for row in conn.query_all_raw(statement).await.map_err(failed(action))? {
+            let id = row.try_get_by_index(0).map_err(failed(action))?;
+            let agent = row.try_get_by_index(1).map_err(failed(action))?;
+            raised.push((SessionId::from_uuid(id), AgentId::from_uuid(agent)));
+        }
+    }
+    Ok(raised)
+}
+
+/// When an agent was last heard of, and how it fares.
+pub(super) async fn save_loads(
+    conn: &impl ConnectionTrait,
+    loads: &[(AgentId, Load)],
+    at: Millis,
+) -> Result<()> {
+    let action = "save the load of agents";
+    for piece in loads.chunks(set::MOST) {
+        let piece = set::padded(piece);
+        let mut text = String::from(
+            "UPDATE \"agent\" SET \"load\"=v.column2,\"seen_at\"=v.column3 FROM (VALUES ",
+        );
+        set::push_values(&mut text, piece.len(), 3);
+        text.push_str(") AS v WHERE \"agent\".\"id\"=v.column1");
+        let values = piece.iter().flat_map(|(agent, load)| {
+            [Value::from(agent.uuid()), Value::from(to_json(load)), Value::from(at)]
+        });
+        let statement = Statement::from_sql_and_values(conn.get_database_backend(), text, values);
+        conn.execute_raw(statement).await.map_err(failed(action))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Agents, sessions, tokens.
+
+use kiln_core::{
+    agent::{Admission, Load, Offer, Profile},
+    id::{AgentId, SessionId, TokenId},
+};
+use kiln_server::store::{AgentRow, Error, Role, SessionRow, SharedStore, TokenRow};
+
+use crate::fixture::{Made, project, uuid};
+
+fn agent(n: u128) -> AgentRow {
+    AgentRow {
+        id: AgentId::from_uuid(uuid(n)),
+        name: format!("agent-{n}"),
+        credential_sha256: vec![0, 255, 7],
+        admission: Admission::Paused { note: "disk".to_owned(), resume_at: Some(9) },
+        profile: Profile {
+            arch: "x86_64".to_owned(),
+            backends: [("shell".to_owned(), Offer { slots: 2, ..Offer::default() })].into(),
+            ..Profile::default()
+        },
+        load: Load::default(),
+        created_at: 1,
+        seen_at: 2,
+        epoch: 3,
+    }
+}
+
+fn session(n: u128, of: &AgentRow) -> SessionRow {
+    SessionRow {
+        id: SessionId::from_uuid(uuid(n)),
+        agent: of.id,
+        instance: "i".to_owned(),
+        epoch: 1,
+        beat: 0,
+        open: true,
+        opened_at: 5,
+    }
+}
+
+async fn seed(store: &SharedStore) -> [SessionRow; 3] {
+    let agents = [agent(31), agent(32)];
+    let sessions = [session(41, &agents[0]), session(42, &agents[0]), session(43, &agents[1])];
+    let mut tx = store.begin().await.unwrap();
+    for row in &agents {
+        tx.insert_agent(row).await.unwrap();
+    }
+    for row in &sessions {
+        tx.insert_session(row).await.unwrap();
+    }
+    assert!(tx.close_session(sessions[0].id, None).await.unwrap());
+    tx.commit().await.unwrap();
+    sessions
+}
+
+pub(crate) async fn agents_round_trip_and_names_are_unique(Made { store, .. }: Made) {
+    let sessions = seed(&store).await;
+    assert_eq!(store.agents().await.unwrap(), [agent(31), agent(32)]);
+    let mut tx = store.begin().await.unwrap();
+    let twin = AgentRow { name: "agent-31".to_owned(), ..agent(33) };
+    let error = tx.insert_agent(&twin).await.unwrap_err();
+    assert!(matches!(&error, Error::Exists { what: "agent", name } if name == "agent-31"));
+    drop(tx);
+
+    let mut tx = store.begin().await.unwrap();
+    let mut row = tx.lock_agent(agent(31).id).await.unwrap().unwrap();
+    row.admission = Admission::Draining;
+    row.epoch = 9;
+    row.profile.cpu_millis = 4_000;
+    row.load.memory_available_bytes = u64::MAX;
+    tx.save_agent(&row).await.unwrap();
+    tx.delete_agent(agent(32).id).await.unwrap();
+    assert_eq!(tx.lock_agent(agent(32).id).await.unwrap(), None);
+    tx.commit().await.unwrap();
+    assert_eq!(store.agents().await.unwrap(), [row.clone()]);
+    assert_eq!(store.agent(row.id).await.unwrap(), Some(row));
+    assert_eq!(store.sessions().await.unwrap(), [sessions[1].clone()]);
+}
+
+pub(crate) async fn a_beat_reaches_open_sessions_only(Made { store, .. }: Made) {
+    let sessions = seed(&store).await;
+    let load = |n| Load { load_millis: n, ..Load::default() };
+    let beats = [(sessions[0].id, load(1)), (sessions[1].id, load(2)), (sessions[2].id, load(3))];
+    let mut open = store.beat(&beats, 77).await.unwrap();
+    open.sort();
+    assert_eq!(open, [sessions[1].id, sessions[2].id]);
+    assert_eq!(store.beat(&beats[..1], 99).await.unwrap(), []);
+    assert_eq!(store.beat(&[], 99).await.unwrap(), []);
+    let beats: Vec<_> = store.sessions().await.unwrap().iter().map(|row| row.beat).collect();
+    assert_eq!(beats, [1, 1]);
+    let row = store.agent(agent(31).id).await.unwrap().unwrap();
+    assert_eq!((row.load, row.seen_at), (load(2), 77));
+}
+
+pub(crate) async fn a_session_is_closed_by_the_beat_that_was_observed(Made { store, .. }: Made) {
+    let sessions = seed(&store).await;
+    let id = sessions[1].id;
+    store.beat(&[(id, Load::default())], 77).await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    assert!(!tx.close_session(id, Some(0)).await.unwrap());
+    let row = tx.lock_session(id).await.unwrap().unwrap();
+    assert_eq!((row.open, row.beat), (true, 1));
+    assert_eq!(tx.lock_sessions_of(agent(31).id).await.unwrap(), [row]);
+    assert!(tx.close_session(id, Some(1)).await.unwrap());
+    assert!(!tx.close_session(id, None).await.unwrap());
+    assert!(!tx.lock_session(id).await.unwrap().unwrap().open);
+    assert!(tx.lock_sessions_of(agent(31).id).await.unwrap().is_empty());
+    tx.commit().await.unwrap();
+    assert_eq!(store.sessions().await.unwrap(), sessions[2..]);
+}
+
+pub(crate) async fn tokens_round_trip(Made { store, .. }: Made) {
+    let token = |n| TokenRow {
+        id: TokenId::from_uuid(uuid(n)),
+        name: "ci".to_owned(),
+        role: Role::Enroller,
+        project: None,
+        secret_sha256: vec![1, 2, 3],
+        created_at: 1,
+        expires_at: Some(2),
+        used: None,
+    };
+    let bound = TokenRow {
+        role: Role::Submitter,
+        project: Some(project(1).id),
+        expires_at: None,
+        ..token(52)
+    };
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_project(&project(1)).await.unwrap();
+    tx.insert_token(&bound).await.unwrap();
+    tx.insert_token(&token(51)).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(store.tokens().await.unwrap(), [token(51), bound.clone()]);
+
+    let mut tx = store.begin().await.unwrap();
+    let mut row = tx.lock_token(token(51).id).await.unwrap().unwrap();
+    row.used = Some((agent(31).id, 9));
+    tx.save_token(&row).await.unwrap();
+    assert!(tx.delete_token(bound.id).await.unwrap());
+    assert!(!tx.delete_token(bound.id).await.unwrap());
+    tx.commit().await.unwrap();
+    assert_eq!(store.token(row.id).await.unwrap(), Some(row));
+    assert_eq!(store.token(bound.id).await.unwrap(), None);
+}

@@ -1,0 +1,94 @@
+//! What a transaction promises.
+
+use std::sync::Arc;
+
+use kiln_server::store::{Error, SharedStore, sql};
+use uuid::Uuid;
+
+use crate::fixture::{Made, build, job, new_job, project, seed};
+
+pub(crate) async fn a_dropped_transaction_changes_nothing(Made { store, .. }: Made) {
+    let build = seed(&store, |build| vec![new_job(job(100, 0, build))]).await;
+    {
+        let mut tx = store.begin().await.unwrap();
+        let mut rows = tx.jobs_of(build.id).await.unwrap();
+        rows[0].claimable = false;
+        assert!(tx.save_jobs(&rows).await.unwrap().is_empty());
+        tx.insert_project(&project(2)).await.unwrap();
+    }
+    assert!(store.jobs_of(build.id).await.unwrap()[0].claimable);
+    assert_eq!(store.projects().await.unwrap().len(), 1);
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_project(&project(2)).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+pub(crate) async fn readers_see_what_is_committed_only(Made { store, .. }: Made) {
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_project(&project(1)).await.unwrap();
+    assert_eq!(store.project("project-1").await.unwrap(), None);
+    tx.commit().await.unwrap();
+    assert_eq!(store.project("project-1").await.unwrap(), Some(project(1)));
+}
+
+/// Each reads first and writes then, which is what a deferred transaction of SQLite can't do.
+pub(crate) async fn eight_writers_never_find_the_database_locked(Made { store, .. }: Made) {
+    const ROUNDS: u32 = 40;
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_project(&project(1)).await.unwrap();
+    tx.commit().await.unwrap();
+    let write = |store: SharedStore| async move {
+        for _ in 0..ROUNDS {
+            let mut tx = store.begin().await?;
+            let mut rows = tx.lock_projects(&[project(1).id]).await?;
+            rows[0].running += 1;
+            tx.save_projects(&rows).await?;
+            tx.commit().await?;
+        }
+        Ok::<(), Error>(())
+    };
+    let writers: Vec<_> = (0..8).map(|_| write(Arc::clone(&store))).collect();
+    for result in futures::future::join_all(writers).await {
+        result.unwrap();
+    }
+    assert_eq!(store.project("project-1").await.unwrap().unwrap().running, 8 * ROUNDS);
+}
+
+/// Two read the same build under its lock and add to it: nothing is lost.
+pub(crate) async fn a_locked_build_is_changed_by_one_at_a_time(Made { store, .. }: Made) {
+    let build = seed(&store, |build| vec![new_job(job(100, 0, build))]).await;
+    let id = build.id;
+    let raise = |store: SharedStore| async move {
+        for _ in 0..20 {
+            let mut tx = store.begin().await.unwrap();
+            let mut rows = tx.lock_builds(&[id, id]).await.unwrap();
+            assert_eq!(rows.len(), 1);
+            tokio::task::yield_now().await;
+            rows[0].last_event += 1;
+            tx.save_builds(&rows).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    };
+    futures::join!(raise(Arc::clone(&store)), raise(Arc::clone(&store)));
+    assert_eq!(store.build(id).await.unwrap().unwrap().last_event, 40);
+}
+
+/// Replicas that start together migrate one after the other, and agree on who they are.
+pub(crate) async fn migrations_may_run_at_once(Made { sql, url, store }: Made) {
+    let Some(first) = sql else { return };
+    let fresh = if url.starts_with("sqlite") { format!("{url}-2") } else { url };
+    let second = sql::connect(&fresh, &sql::Options::default()).await.unwrap();
+    let third = sql::connect(&fresh, &sql::Options::default()).await.unwrap();
+    let (a, b) = futures::join!(second.migrate(), third.migrate());
+    a.unwrap();
+    b.unwrap();
+    let one = second.identity(Uuid::from_u128(1)).await.unwrap();
+    assert_eq!(third.identity(Uuid::from_u128(2)).await.unwrap(), one);
+    second.close().await;
+    third.close().await;
+    first.migrate().await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_project(&project(1)).await.unwrap();
+    tx.insert_builds(&[build(10, &project(1))]).await.unwrap();
+    tx.commit().await.unwrap();
+}
