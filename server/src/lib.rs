@@ -2,6 +2,8 @@
 
 pub mod app;
 pub mod clock;
+pub mod files;
 pub mod grpc;
+pub mod session;
 pub mod store;
 pub mod wake;

@@ -243,6 +243,11 @@ impl Session {
         self.leases.keys().copied()
     }
 
+    /// Something is to be said.
+    pub fn speaks(&self) -> bool {
+        !self.say.is_empty()
+    }
+
     /// Draws what is to be said now.
     pub fn take(&mut self) -> BTreeSet<Say> {
         std::mem::take(&mut self.say)

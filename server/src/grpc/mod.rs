@@ -2,5 +2,25 @@
 //!
 //! It reads messages, calls use cases and writes answers; it decides nothing and never sees the store.
 
+mod admin;
+mod agent;
 pub mod auth;
+mod build;
+mod page;
+mod project;
 pub mod status;
+mod view;
+mod watch;
+
+use kiln_core::spec::Violation;
+use tonic::Status;
+
+pub use admin::Admin;
+pub use agent::Agents;
+pub use build::Builds;
+pub use project::Projects;
+
+/// Refuses a request for one field.
+fn refuse(violation: Violation) -> Status {
+    status::invalid(&[violation])
+}

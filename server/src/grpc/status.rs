@@ -110,6 +110,11 @@ pub fn closed(reason: &'static str, text: impl Into<String>) -> Status {
     Reply::new(Code::Aborted, reason).say(text)
 }
 
+/// Something that must be changed first.
+pub fn precondition(reason: &'static str, text: impl Into<String>) -> Status {
+    Reply::new(Code::FailedPrecondition, reason).say(text)
+}
+
 /// Something that should not happen: the caller gets an id, the log everything.
 pub fn internal(error: &(dyn StdError + 'static)) -> Status {
     let id = logged(error);

@@ -1,0 +1,48 @@
+//! What logs and blobs add to builds and sessions: a seam, so that neither knows the other.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use kiln_core::{id::LeaseId, session::Report, spec::Violation};
+
+use crate::app::Result;
+
+/// Lines of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Lines {
+    /// Of the first of them in the main stream.
+    pub offset: u64,
+    pub lines: Vec<String>,
+}
+
+/// Logs and blobs, as builds and sessions need them.
+#[async_trait]
+pub trait Files: Debug + Send + Sync {
+    /// The lines of a lease's log that matter.
+    async fn lines(&self, lease: LeaseId) -> Result<Lines>;
+
+    /// What is wrong with the artifacts of a report, before it is taken.
+    async fn check(&self, lease: LeaseId, report: &Report) -> Result<Vec<Violation>>;
+
+    /// Keeps an uploaded source until the submission that names it is stored; `field` is its path there.
+    async fn hold(&self, field: &str, sha256: &str, size: u64) -> Result<()>;
+}
+
+/// A server without logs and blobs, for tests of what is around them.
+#[derive(Debug)]
+pub struct NoFiles;
+
+#[async_trait]
+impl Files for NoFiles {
+    async fn lines(&self, _: LeaseId) -> Result<Lines> {
+        Ok(Lines::default())
+    }
+
+    async fn check(&self, _: LeaseId, _: &Report) -> Result<Vec<Violation>> {
+        Ok(vec![])
+    }
+
+    async fn hold(&self, _: &str, _: &str, _: u64) -> Result<()> {
+        Ok(())
+    }
+}

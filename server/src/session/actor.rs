@@ -1,0 +1,405 @@
+//! The loop of a session that is open.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use kiln_core::{
+    agent::{Load, Profile},
+    id::{AgentId, LeaseId},
+    session::{Assignment, Held, Input, LeaseFacts, Record, Recorded, Say, Session},
+};
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    Error, Frame, Parts, Word, Words,
+    record::{lease_of, record},
+};
+use crate::{
+    app::{self, Hello, Welcome},
+    wake::Subscription,
+};
+
+/// Records on their way at once: enough to fill a group commit, few enough to hold in memory.
+const MAX_RECORDS: usize = 256;
+/// Rest after a failed claim, or after an agent gave a lease back: the same job would come again at once.
+const REST: Duration = Duration::from_secs(1);
+
+/// What the actor keeps of a Hello.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    slots: usize,
+    /// Leases that have ended on the agent: the rows may have closed them, the agent still says how they ended.
+    ended: BTreeSet<LeaseId>,
+}
+
+impl Greeting {
+    pub(super) fn of(hello: &Hello) -> Self {
+        let ended = hello.journal.iter().filter(|(_, held)| *held == Held::Finished);
+        Self { slots: slots(&hello.profile), ended: ended.map(|(lease, _)| *lease).collect() }
+    }
+}
+
+fn slots(profile: &Profile) -> usize {
+    profile.backends.values().map(|offer| offer.slots as usize).sum()
+}
+
+/// Something that was under way and is done.
+enum Done {
+    Recorded(LeaseId, app::Result<Recorded>),
+    Beat(app::Result<bool>),
+    /// It is time to claim.
+    Claimable,
+    Claimed(app::Result<Vec<Assignment>>),
+    /// What the rows say, and the leases to compare with it.
+    Facts(Vec<LeaseId>, app::Result<(Vec<LeaseFacts>, bool)>),
+    Fetched(LeaseId, app::Result<Box<Assignment>>),
+}
+
+/// How far the next claim is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    Idle,
+    /// Until something may be there.
+    Waiting,
+    /// After a claim that failed, or a lease that came back.
+    Resting,
+    Running,
+}
+
+/// What is to be started when it is not under way.
+#[derive(Debug, Default)]
+struct Wanted {
+    claim: bool,
+    rest: bool,
+    facts: bool,
+}
+
+pub(super) struct Actor {
+    parts: Parts,
+    agent: AgentId,
+    machine: Session,
+    slots: usize,
+    ended: BTreeSet<LeaseId>,
+    draining: bool,
+    work: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Leases with a record under way, and what is to be recorded after it.
+    records: BTreeMap<LeaseId, VecDeque<Record>>,
+    recording: usize,
+    /// The last heartbeat that is not under way.
+    beat: Option<(Load, Option<Profile>)>,
+    beating: bool,
+    claim: Claim,
+    wanted: Wanted,
+    /// Ends the wait for a claim.
+    poke: Arc<Notify>,
+    /// The rows are being read.
+    checking: bool,
+    /// Contents of Assigns that were not said yet.
+    fresh: HashMap<LeaseId, Assignment>,
+    /// Leases whose Assign was asked for again and is in `fresh` now.
+    again: BTreeSet<LeaseId>,
+    heard: Instant,
+}
+
+impl Actor {
+    pub(super) fn new(parts: Parts, agent: AgentId, welcome: &Welcome, hello: Greeting) -> Self {
+        let mut actor = Self {
+            parts,
+            agent,
+            machine: Session::open(welcome.session, &welcome.reconciled),
+            slots: hello.slots,
+            ended: hello.ended,
+            draining: false,
+            work: FuturesUnordered::new(),
+            records: BTreeMap::new(),
+            recording: 0,
+            beat: None,
+            beating: false,
+            claim: Claim::Idle,
+            wanted: Wanted { claim: true, ..Wanted::default() },
+            poke: Arc::new(Notify::new()),
+            checking: false,
+            fresh: HashMap::new(),
+            again: BTreeSet::new(),
+            heard: Instant::now(),
+        };
+        actor.drain(welcome.draining);
+        actor
+    }
+
+    pub(super) async fn run(
+        mut self,
+        frames: &mut (impl Stream<Item = Result<Frame, Error>> + Send + Unpin),
+        words: &Words,
+        hints: Subscription,
+    ) -> Result<(), Error> {
+        let timing = self.parts.app.timing();
+        let mut sweep = tokio::time::interval(timing.sweep);
+        loop {
+            self.begin();
+            tokio::select! {
+                frame = frames.next(), if self.recording < MAX_RECORDS => match frame {
+                    Some(frame) => self.hear(frame?)?,
+                    None => return Ok(()),
+                },
+                Some(done) = self.work.next() => self.finish(done)?,
+                () = hints.changed() => {
+                    self.wanted.facts = true;
+                    self.claim_soon();
+                }
+                permit = words.reserve(), if self.machine.speaks() || !self.again.is_empty() => {
+                    let Ok(permit) = permit else { return Ok(()) };
+                    let batch = self.draw();
+                    if !batch.is_empty() {
+                        permit.send(Ok(batch));
+                    }
+                }
+                _ = sweep.tick() => {
+                    self.wanted.facts = true;
+                    if self.heard.elapsed() > timing.grace {
+                        return Err(Error::Closed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts what is wanted and not under way.
+    fn begin(&mut self) {
+        let (app, session) = (self.parts.app.clone(), self.machine.id());
+        if !self.beating
+            && let Some((load, profile)) = self.beat.take()
+        {
+            self.beating = true;
+            let (app, agent) = (app.clone(), self.agent);
+            self.work.push(
+                async move {
+                    if let Some(profile) = profile
+                        && let Err(error) = app.update_profile(agent, profile).await
+                    {
+                        return Done::Beat(Err(error));
+                    }
+                    Done::Beat(app.beat(session, load).await)
+                }
+                .boxed(),
+            );
+        }
+        if self.wanted.facts && !self.checking {
+            (self.wanted.facts, self.checking) = (false, true);
+            let known = self.machine.leases().filter(|lease| self.is_quiet(*lease)).collect();
+            let (app, agent) = (app, self.agent);
+            self.work.push(async move { Done::Facts(known, app.facts(agent).await) }.boxed());
+        }
+        if self.claim == Claim::Idle && !self.draining && self.machine.leases().count() < self.slots
+        {
+            self.begin_claim();
+        }
+    }
+
+    fn begin_claim(&mut self) {
+        let (app, session) = (self.parts.app.clone(), self.machine.id());
+        if std::mem::take(&mut self.wanted.rest) {
+            self.claim = Claim::Resting;
+            self.work.push(tokio::time::sleep(REST).map(|()| Done::Claimable).boxed());
+        } else if std::mem::take(&mut self.wanted.claim) {
+            self.claim = Claim::Running;
+            self.work.push(async move { Done::Claimed(app.claim(session).await) }.boxed());
+        } else {
+            self.claim = Claim::Waiting;
+            let poke = Arc::clone(&self.poke);
+            let wait = async move {
+                tokio::select! {
+                    () = app.claimable(session) => {}
+                    () = poke.notified() => {}
+                }
+                Done::Claimable
+            };
+            self.work.push(wait.boxed());
+        }
+    }
+
+    fn claim_soon(&mut self) {
+        self.wanted.claim = true;
+        if self.claim == Claim::Waiting {
+            self.poke.notify_one();
+        }
+    }
+
+    /// Nothing that its agent said of the lease is under way.
+    fn is_quiet(&self, lease: LeaseId) -> bool {
+        !self.records.contains_key(&lease) && !self.ended.contains(&lease)
+    }
+
+    fn hear(&mut self, frame: Frame) -> Result<(), Error> {
+        self.heard = Instant::now();
+        let input = match frame {
+            Frame::Hello { .. } => return Err(Error::frame("hello", "is the first frame only")),
+            Frame::Heartbeat { load, profile } => {
+                if let Some(profile) = &profile {
+                    self.slots = slots(profile);
+                }
+                let earlier = self.beat.take().and_then(|(_, profile)| profile);
+                self.beat = Some((load, profile.or(earlier)));
+                return Ok(());
+            }
+            Frame::Started(lease) => Input::Started(lease),
+            Frame::Refused(lease, reason) => Input::Refused(lease, reason),
+            Frame::Finished(lease, report) => Input::Finished(lease, report),
+        };
+        if let Some(record) = self.machine.apply(input) {
+            self.recording += 1;
+            let lease = lease_of(&record);
+            if let Some(queue) = self.records.get_mut(&lease) {
+                queue.push_back(record);
+            } else {
+                self.records.insert(lease, VecDeque::new());
+                self.record(lease, record);
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, lease: LeaseId, what: Record) {
+        let Parts { app, files, .. } = self.parts.clone();
+        let done = record(app, files, self.machine.id(), what);
+        self.work.push(done.map(move |result| Done::Recorded(lease, result)).boxed());
+    }
+
+    fn finish(&mut self, done: Done) -> Result<(), Error> {
+        match done {
+            Done::Recorded(lease, result) => self.recorded(lease, result?),
+            Done::Beat(result) => {
+                self.beating = false;
+                match result {
+                    // Only a heartbeat that is in the rows is answered: others may judge by the rows.
+                    Ok(true) => {
+                        self.machine.apply(Input::Heartbeat);
+                    }
+                    Ok(false) => return Err(Error::Closed),
+                    Err(error) => self.complain("a heartbeat is not recorded", &error),
+                }
+            }
+            Done::Claimable => (self.claim, self.wanted.claim) = (Claim::Idle, true),
+            Done::Claimed(result) => self.claimed(result),
+            Done::Facts(known, result) => {
+                self.checking = false;
+                match result {
+                    Ok((facts, draining)) => self.compare(&known, &facts, draining),
+                    Err(error) => self.complain("the rows of an agent can't be read", &error),
+                }
+            }
+            Done::Fetched(lease, result) => match result {
+                Ok(assignment) if self.holds(lease) => {
+                    self.fresh.insert(lease, *assignment);
+                    self.again.insert(lease);
+                }
+                Ok(_) | Err(app::Error::NotFound { .. }) => self.wanted.facts = true,
+                Err(error) => self.complain("a lease can't be given again", &error),
+            },
+        }
+        Ok(())
+    }
+
+    fn complain(&self, what: &str, error: &app::Error) {
+        tracing::warn!(agent = %self.agent, session = %self.machine.id(), %error, "{what}");
+    }
+
+    fn holds(&self, lease: LeaseId) -> bool {
+        self.machine.leases().any(|held| held == lease)
+    }
+
+    fn recorded(&mut self, lease: LeaseId, recorded: Recorded) {
+        self.recording -= 1;
+        self.machine.apply(Input::Recorded(lease, recorded));
+        if recorded != Recorded::Started {
+            self.ended.remove(&lease);
+            self.fresh.remove(&lease);
+            self.wanted.rest |= recorded == Recorded::Returned;
+            self.claim_soon();
+        }
+        match self.records.get_mut(&lease).and_then(VecDeque::pop_front) {
+            Some(next) => self.record(lease, next),
+            None => {
+                self.records.remove(&lease);
+            }
+        }
+    }
+
+    fn claimed(&mut self, result: app::Result<Vec<Assignment>>) {
+        self.claim = Claim::Idle;
+        match result {
+            Ok(given) if given.is_empty() => {}
+            Ok(given) => {
+                self.wanted.claim = true;
+                self.machine.apply(Input::Given(given.iter().map(|given| given.lease).collect()));
+                self.fresh.extend(given.into_iter().map(|given| (given.lease, given)));
+            }
+            Err(error) => {
+                self.complain("a claim failed", &error);
+                self.wanted.rest = true;
+            }
+        }
+    }
+
+    /// Compares what the machine knew when the rows were read with what they say.
+    fn compare(&mut self, known: &[LeaseId], facts: &[LeaseFacts], draining: bool) {
+        for facts in facts.iter().filter(|facts| facts.cancelling) {
+            self.machine.apply(Input::Cancelling(facts.lease));
+        }
+        let open: BTreeSet<LeaseId> = facts.iter().map(|facts| facts.lease).collect();
+        for &lease in known.iter().filter(|lease| !open.contains(lease)) {
+            if self.is_quiet(lease) && self.holds(lease) {
+                self.fresh.remove(&lease);
+                self.machine.apply(Input::Voided(lease));
+            }
+        }
+        self.drain(draining);
+    }
+
+    fn drain(&mut self, draining: bool) {
+        if draining != self.draining {
+            self.draining = draining;
+            self.machine.apply(if draining { Input::Drain } else { Input::Undrain });
+            self.claim_soon();
+        }
+    }
+
+    /// What is to be said now.
+    fn draw(&mut self) -> Vec<Word> {
+        let mut words = vec![];
+        for say in self.machine.take() {
+            words.extend(match say {
+                Say::Ack(lease) => Some(Word::Ack(lease)),
+                Say::Abandon(lease) => Some(Word::Abandon(lease)),
+                Say::Revoke(lease) => Some(Word::Revoke(lease)),
+                Say::Assign(lease) => self.assign(lease),
+                Say::Drain => Some(Word::Drain),
+                Say::Beat => Some(Word::Beat),
+            });
+        }
+        for lease in std::mem::take(&mut self.again) {
+            if self.holds(lease)
+                && let Some(assignment) = self.fresh.remove(&lease)
+            {
+                words.push(Word::Assign(self.machine.id(), Box::new(assignment)));
+            }
+        }
+        words
+    }
+
+    /// The Assign of a lease; where it was said before, its content is read again first.
+    fn assign(&mut self, lease: LeaseId) -> Option<Word> {
+        if let Some(assignment) = self.fresh.remove(&lease) {
+            return Some(Word::Assign(self.machine.id(), Box::new(assignment)));
+        }
+        let app = self.parts.app.clone();
+        self.work.push(
+            async move { Done::Fetched(lease, app.assignment(lease).await.map(Box::new)) }.boxed(),
+        );
+        None
+    }
+}
