@@ -19,22 +19,34 @@ const MIN_DERIVED: usize = 6;
 /// Finds the secrets of one lease.
 #[derive(Debug)]
 pub struct Masker {
-    finder: Option<AhoCorasick>,
+    finder: Finder,
     patterns: Vec<Vec<u8>>,
     longest: usize,
 }
 
+#[derive(Debug)]
+enum Finder {
+    Nothing,
+    Secrets(Box<AhoCorasick>),
+    Everything,
+}
+
 impl Masker {
     /// Also knows each line of a secret and what base64 makes of it.
-    pub fn new(secrets: &[Secret]) -> Result<Self, aho_corasick::BuildError> {
+    pub fn new(secrets: &[Secret]) -> Self {
         let mut patterns = BTreeSet::new();
         for secret in secrets {
             forms(&secret.value, &mut patterns);
         }
         let patterns: Vec<_> = patterns.into_iter().collect();
-        let finder = (!patterns.is_empty()).then(|| AhoCorasick::new(&patterns)).transpose()?;
+        if patterns.is_empty() {
+            return Self { finder: Finder::Nothing, patterns, longest: 0 };
+        }
         let longest = patterns.iter().map(Vec::len).max().unwrap_or(0);
-        Ok(Self { finder, patterns, longest })
+        // Secrets of gigabytes fit no automaton: then nothing is shown.
+        let finder = AhoCorasick::new(&patterns)
+            .map_or(Finder::Everything, |finder| Finder::Secrets(Box::new(finder)));
+        Self { finder, patterns, longest }
     }
 
     /// How many bytes before an offset decide over the bytes behind it.
@@ -44,7 +56,11 @@ impl Masker {
 
     /// Masks the text where it lies.
     pub fn mask(&self, text: &mut [u8]) {
-        let Some(finder) = &self.finder else { return };
+        let finder = match &self.finder {
+            Finder::Nothing => return,
+            Finder::Secrets(finder) => finder,
+            Finder::Everything => return text.fill(b'*'),
+        };
         let mut covered: Vec<(usize, usize)> = vec![];
         for found in finder.find_overlapping_iter(&*text) {
             match covered.last_mut() {
@@ -115,7 +131,7 @@ mod tests {
             .iter()
             .map(|value| Secret { name: "s".into(), value: value.to_vec() })
             .collect();
-        Masker::new(&secrets).unwrap()
+        Masker::new(&secrets)
     }
 
     fn masked(masker: &Masker, text: &str) -> String {

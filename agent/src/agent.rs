@@ -1,0 +1,415 @@
+//! The agent as a whole: one task owns the leases, takes what happens in order, and carries out what the pure machine
+//! says. It waits for nothing but its journal; everything else is a task of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kiln_core::{Millis, id::LeaseId, session::Assignment};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    backend::{self, Backend},
+    config::Config,
+    connection::{Address, Event, Greeting, Hub, Opened, Server},
+    executor::Executor,
+    identity::{self, Identity, enroll, hex},
+    journal::{self, Journal},
+    lease::{Entry, EntryState, Frame, Input, Leases, Output},
+    mask::Masker,
+    profile,
+    pusher::{Lengths, Upload},
+    run::Secret,
+};
+
+/// What may wait for the agent's task; who says more waits itself.
+const EVENTS: usize = 256;
+/// Events that share one round of the journal.
+const GROUP: usize = 64;
+const TICK: Duration = Duration::from_secs(1);
+/// A stopping agent leaves its jobs running; this is for what it holds itself.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why an agent can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Journal(#[from] journal::Error),
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    #[error("server: {0}")]
+    Server(#[from] kiln_sdk::Error),
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("this program's own file can't be found: {0}")]
+    Executable(std::io::Error),
+    #[error("no randomness for an instance id")]
+    Random,
+}
+
+/// The secrets of a lease: in memory only.
+#[derive(Debug)]
+pub(crate) struct Secrets {
+    pub(crate) list: Vec<Secret>,
+    pub(crate) masker: Arc<Masker>,
+}
+
+/// What all tasks of an agent share.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) config: Config,
+    pub(crate) journal: Journal,
+    pub(crate) server: Server,
+    pub(crate) backends: BTreeMap<String, Arc<dyn Backend>>,
+    pub(crate) supervisor: PathBuf,
+    pub(crate) events: mpsc::Sender<Event>,
+    /// This process ends; jobs go on.
+    pub(crate) leaving: CancellationToken,
+}
+
+/// A lease on this machine.
+#[derive(Debug)]
+struct Job {
+    cancel: CancellationToken,
+    /// Nothing of it is wanted any more.
+    drop: CancellationToken,
+    secrets: watch::Sender<Option<Arc<Secrets>>>,
+    lengths: watch::Sender<Lengths>,
+    tasks: TaskTracker,
+}
+
+struct Agent {
+    world: Arc<World>,
+    leases: Leases,
+    jobs: HashMap<LeaseId, Job>,
+    frames: Option<mpsc::Sender<Frame>>,
+    /// What is to be said next; at most a few frames a lease.
+    unsaid: VecDeque<Frame>,
+    tracker: TaskTracker,
+    since: Instant,
+    done: bool,
+}
+
+/// Runs an agent until `shutdown`, or until it is drained. Its jobs outlive it.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Error> {
+    let identity = identify(&config).await?;
+    let backends = backend::all(&config.backends, &identity.agent.to_string());
+    let supervisor = std::env::current_exe().map_err(Error::Executable)?;
+    run_with(config, &identity, backends, supervisor, shutdown).await
+}
+
+/// The identity of the data folder; enrols where a token is given.
+async fn identify(config: &Config) -> Result<Identity, Error> {
+    match (Identity::load(&config.data_dir), &config.enroll_token_file) {
+        (Err(identity::Error::NotEnrolled(_)), Some(path)) => {
+            let token = read(path)?;
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            let name = if config.name.is_empty() { &host } else { &config.name };
+            Ok(enroll(&address(config)?, &token, name, &config.data_dir).await?)
+        }
+        (result, _) => Ok(result?),
+    }
+}
+
+fn read(path: &PathBuf) -> Result<String, Error> {
+    std::fs::read_to_string(path).map_err(|source| Error::File { path: path.clone(), source })
+}
+
+fn address(config: &Config) -> Result<Address, Error> {
+    let ca_pem = config.ca_file.as_ref().map(read).transpose()?.map(String::into_bytes);
+    Ok(Address { url: config.server.clone(), ca_pem })
+}
+
+/// As [`run`], with backends of the caller's own, and with the program that supervises jobs.
+pub async fn run_with(
+    config: Config,
+    identity: &Identity,
+    backends: Vec<Arc<dyn Backend>>,
+    supervisor: PathBuf,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let journal = Journal::open(&config.data_dir)?;
+    let server = Server::new(&address(&config)?, identity)?;
+    let entries = journal.restore()?;
+    let keep: Vec<_> = entries.iter().map(|entry| entry.assignment.lease).collect();
+    for backend in &backends {
+        backend.sweep(&keep).await;
+    }
+    let mut random = [0_u8; 16];
+    getrandom::fill(&mut random).map_err(|_| Error::Random)?;
+    let (events, incoming) = mpsc::channel(EVENTS);
+    let leaving = shutdown.child_token();
+    let labels = config.labels.clone();
+    let (profile, offered) = watch::channel(profile::probe(&labels, &backends).await);
+    let tracker = TaskTracker::new();
+    tracker.spawn(profile::keep_probing(labels, backends.clone(), profile, leaving.clone()));
+    let hub = Hub {
+        server: server.clone(),
+        instance: hex(&random),
+        events: events.clone(),
+        profile: offered,
+        load: profile::load,
+        data: journal.data().to_owned(),
+        stop: leaving.clone(),
+    };
+    let named = |backend: Arc<dyn Backend>| (backend.kind().to_owned(), backend);
+    let world = World {
+        config,
+        journal,
+        server,
+        backends: backends.into_iter().map(named).collect(),
+        supervisor,
+        events,
+        leaving,
+    };
+    let mut agent = Agent {
+        world: Arc::new(world),
+        leases: Leases::restore(entries.clone()),
+        jobs: HashMap::new(),
+        frames: None,
+        unsaid: VecDeque::new(),
+        tracker,
+        since: Instant::now(),
+        done: false,
+    };
+    agent.adopt(entries);
+    agent.tracker.spawn(hub.serve());
+    agent.live(incoming).await
+}
+
+impl Agent {
+    /// Goes on with what an earlier process left.
+    fn adopt(&mut self, entries: Vec<Entry>) {
+        for Entry { assignment, state } in entries {
+            let lease = assignment.lease;
+            self.enter(lease, None);
+            match state {
+                EntryState::Taken | EntryState::Running => self.execute(Box::new(assignment)),
+                EntryState::Finished(report) => {
+                    if let Some(job) = self.jobs.get(&lease) {
+                        job.lengths.send_replace(Some(report.log_lengths));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn live(mut self, mut incoming: mpsc::Receiver<Event>) -> Result<(), Error> {
+        let mut ticks = interval(TICK);
+        let mut group = Vec::with_capacity(GROUP);
+        let leaving = self.world.leaving.clone();
+        while !self.done {
+            let frames = self.frames.clone();
+            tokio::select! {
+                biased;
+                () = leaving.cancelled() => break,
+                _ = ticks.tick() => group.push(Event::Input(Input::Tick)),
+                permit = reserve(frames.as_ref()), if self.has_word() => {
+                    match (permit, self.unsaid.pop_front()) {
+                        (Some(permit), Some(frame)) => permit.send(frame),
+                        // The session is over; the next one says what counts.
+                        _ => self.frames = None,
+                    }
+                }
+                count = incoming.recv_many(&mut group, GROUP) => if count == 0 { break },
+            }
+            self.take(&mut group).await?;
+        }
+        self.world.leaving.cancel();
+        drop(incoming);
+        self.tracker.close();
+        if timeout(STOP_LIMIT, self.tracker.wait()).await.is_err() {
+            tracing::warn!("some tasks did not end in time");
+        }
+        Ok(())
+    }
+
+    fn has_word(&self) -> bool {
+        self.frames.is_some() && !self.unsaid.is_empty()
+    }
+
+    fn now(&self) -> Millis {
+        Millis::try_from(self.since.elapsed().as_millis()).unwrap_or(Millis::MAX)
+    }
+
+    /// Takes events that came together: what they change is saved at once, then the rest is done in order.
+    async fn take(&mut self, group: &mut Vec<Event>) -> Result<(), Error> {
+        let mut outputs = vec![];
+        let mut greetings = vec![];
+        for event in group.drain(..) {
+            match event {
+                Event::Hello(ask) => greetings.push((ask, self.leases.journal())),
+                Event::Welcome(opened) => outputs.extend(self.welcome(*opened)),
+                Event::Assign { session, assignment, secrets } => {
+                    let lease = assignment.lease;
+                    let input = Input::Assign { session, assignment };
+                    let told = self.leases.apply(input, self.now());
+                    if told.iter().any(|output| matches!(output, Output::Run(_))) {
+                        self.enter(lease, Some(secrets));
+                    }
+                    outputs.extend(told);
+                }
+                Event::Refuse(lease, why) => outputs.push(Output::Send(Frame::Refused(lease, why))),
+                Event::Input(input) => {
+                    if let Input::Ended(lease, report) = &input
+                        && let Some(job) = self.jobs.get(lease)
+                    {
+                        job.lengths.send_replace(Some(report.log_lengths.clone()));
+                    }
+                    if input == Input::Disconnected {
+                        self.frames = None;
+                        self.unsaid.clear();
+                    }
+                    outputs.extend(self.leases.apply(input, self.now()));
+                }
+            }
+        }
+        self.save(&outputs).await?;
+        for output in outputs {
+            self.perform(output).await?;
+        }
+        for (ask, journal) in greetings {
+            let world = Arc::clone(&self.world);
+            let epoch = blocking(move || world.journal.next_epoch()).await?;
+            let _gone_when_stopping = ask.send(Greeting { epoch, journal });
+        }
+        Ok(())
+    }
+
+    fn welcome(&mut self, opened: Opened) -> Vec<Output> {
+        let Opened { session, grace_ms, keep, secrets, abandon, frames } = opened;
+        self.frames = Some(frames);
+        self.unsaid.clear();
+        for (lease, secrets) in secrets {
+            if let Some(job) = self.jobs.get(&lease)
+                && job.secrets.borrow().is_none()
+            {
+                job.secrets.send_replace(Some(known(secrets)));
+            }
+        }
+        self.leases.apply(Input::Welcome { session, grace_ms, keep, abandon }, self.now())
+    }
+
+    /// Writes each entry that changed once, as it is now; all of them together.
+    async fn save(&self, outputs: &[Output]) -> Result<(), Error> {
+        let changed: BTreeSet<_> = outputs
+            .iter()
+            .filter_map(|output| if let Output::Save(lease) = output { Some(*lease) } else { None })
+            .collect();
+        let mut writes = JoinSet::new();
+        for entry in changed.iter().filter_map(|&lease| self.leases.entry(lease)) {
+            let (world, entry) = (Arc::clone(&self.world), entry.clone());
+            writes.spawn_blocking(move || world.journal.save(&entry));
+        }
+        while let Some(written) = writes.join_next().await {
+            written.map_err(|error| journal::Error::Io {
+                path: self.world.journal.data().to_owned(),
+                source: std::io::Error::other(error),
+            })??;
+        }
+        Ok(())
+    }
+
+    async fn perform(&mut self, output: Output) -> Result<(), Error> {
+        match output {
+            Output::Save(_) => {}
+            Output::Remove(lease) => self.remove(lease).await?,
+            Output::Send(frame) => {
+                if self.frames.is_some() && !self.unsaid.contains(&frame) {
+                    self.unsaid.push_back(frame);
+                }
+            }
+            Output::Run(assignment) => self.execute(assignment),
+            Output::Cancel(lease) | Output::Kill(lease) => {
+                if let Some(job) = self.jobs.get(&lease) {
+                    job.cancel.cancel();
+                }
+            }
+            Output::Exit => {
+                tracing::info!("the last job is done: leaving");
+                self.done = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room for a lease, and begins to bring its log to the server.
+    fn enter(&mut self, lease: LeaseId, secrets: Option<Vec<Secret>>) {
+        let job = Job {
+            cancel: CancellationToken::new(),
+            drop: CancellationToken::new(),
+            secrets: watch::Sender::new(secrets.map(known)),
+            lengths: watch::Sender::new(None),
+            tasks: TaskTracker::new(),
+        };
+        let upload = Upload {
+            world: Arc::clone(&self.world),
+            lease,
+            folder: self.world.journal.folder(lease),
+            secrets: job.secrets.subscribe(),
+            lengths: job.lengths.subscribe(),
+            stop: job.drop.clone(),
+        };
+        self.tracker.spawn(job.tasks.track_future(upload.run()));
+        self.jobs.insert(lease, job);
+    }
+
+    fn execute(&mut self, assignment: Box<Assignment>) {
+        let Some(job) = self.jobs.get(&assignment.lease) else { return };
+        tracing::info!(lease = %assignment.lease, job = %assignment.job, "job taken");
+        let executor = Executor {
+            world: Arc::clone(&self.world),
+            folder: self.world.journal.folder(assignment.lease),
+            job: assignment,
+            cancel: job.cancel.clone(),
+            secrets: job.secrets.subscribe(),
+        };
+        self.tracker.spawn(job.tasks.track_future(executor.run()));
+    }
+
+    /// Forgets the lease at once; its folder goes when nothing uses it any more.
+    async fn remove(&mut self, lease: LeaseId) -> Result<(), Error> {
+        let world = Arc::clone(&self.world);
+        blocking(move || world.journal.forget(lease)).await?;
+        let Some(job) = self.jobs.remove(&lease) else { return Ok(()) };
+        job.drop.cancel();
+        let world = Arc::clone(&self.world);
+        self.tracker.spawn(async move {
+            job.tasks.close();
+            job.tasks.wait().await;
+            for backend in world.backends.values() {
+                backend.remove(lease).await;
+            }
+            let _tried_again_at_start =
+                tokio::task::spawn_blocking(move || world.journal.discard(lease)).await;
+        });
+        Ok(())
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, journal::Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(Error::Executable(std::io::Error::other(error))),
+    }
+}
+
+fn known(list: Vec<Secret>) -> Arc<Secrets> {
+    let masker = Arc::new(Masker::new(&list));
+    Arc::new(Secrets { list, masker })
+}
+
+/// Room for a frame; nothing where the session is over.
+async fn reserve(frames: Option<&mpsc::Sender<Frame>>) -> Option<mpsc::Permit<'_, Frame>> {
+    frames?.reserve().await.ok()
+}
