@@ -90,7 +90,8 @@ impl Run {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+/// Small files of a lease, off the threads that must not wait.
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?

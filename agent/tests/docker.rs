@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, env, fs, process::Command};
+use std::{collections::BTreeMap, env, fs, os::unix::fs::MetadataExt, process::Command};
 
 use common::{LIMIT, assignment, lease, log, rig::rig, run, run_in, script_spec, until};
 use kiln_agent::{
@@ -322,4 +322,51 @@ async fn an_image_without_a_shell_runs_a_command() {
     assert_eq!(failure.kind, FailureKind::User);
     assert!(failure.message.contains("/bin/sh"), "{failure}");
     rig.docker(&["rmi", &image]);
+}
+
+/// Not a test: an agent of another user, for the next one.
+#[tokio::test]
+#[ignore = "run by an_agent_that_is_not_root_can_remove_what_containers_left"]
+async fn agent_without_root() {
+    let rig = rig().unwrap();
+    let run = run_in(env::var("KILN_TEST_LEASE_DIR").unwrap().as_ref(), lease());
+    let text = "mkdir made; echo x >made/file; chmod -R 700 made; id -u";
+    rig.end(&run, rig.spec(text)).await.unwrap();
+    assert_eq!(log(&run), "0\n");
+    fs::remove_dir_all(run.workspace()).unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_root_can_remove_what_containers_left() {
+    let Some(rig) = rig() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let prepared = std::os::unix::fs::chown(dir.path(), Some(1_000), None);
+    let group = fs::metadata(rig.host.trim_start_matches("unix://")).unwrap().gid();
+    let user = ["--reuid=1000", &format!("--regid={group}"), "--clear-groups"];
+    let can_reach =
+        Command::new("setpriv").args(user).args(["docker", "-H", &rig.host, "version"]).output();
+    if prepared.is_err() || !can_reach.is_ok_and(|output| output.status.success()) {
+        println!("skipped: no other user of this machine reaches the engine");
+        return;
+    }
+    let status = Command::new("setpriv")
+        .args(user)
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", "agent_without_root", "--ignored"])
+        .env("KILN_TEST_LEASE_DIR", dir.path().join("lease"))
+        .status();
+    assert!(status.unwrap().success());
+}
+
+#[tokio::test]
+async fn much_output_of_a_container_arrives_whole_and_fast() {
+    let Some(rig) = rig() else { return };
+    let (_dir, run) = run();
+    let begin = std::time::Instant::now();
+    let resources = Resources { log_bytes: 1 << 30, ..Resources::default() };
+    let spec = JobSpec { resources, ..rig.spec("head -c 200000000 /dev/zero") };
+    rig.end(&run, spec).await.unwrap();
+    let seconds = begin.elapsed().as_secs_f64();
+    assert_eq!(fs::metadata(run.folder.spool("main")).unwrap().len(), 200_000_000);
+    println!("200 MB of a container's output in {seconds:.2} s, its start included");
 }

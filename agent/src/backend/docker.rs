@@ -5,6 +5,7 @@ mod create;
 mod engine;
 mod image;
 mod probe;
+mod reclaim;
 mod registry;
 mod user;
 
@@ -192,6 +193,11 @@ impl Docker {
         };
         let exit = run.spawn(task).await;
         self.secrets.remove(job.lease);
+        if let (Ok(docker), Some(container)) = (self.connect(), &job.spec.container) {
+            let image = registry::with_tag(&container.image);
+            let labels = create::labels(job.lease, &self.owner);
+            reclaim::reclaim(&docker, &image, labels, &run.workspace()).await;
+        }
         exit?.into_result()
     }
 

@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use super::{host::hierarchies, *};
 
@@ -59,4 +59,28 @@ fn offered_limits_are_set_and_groups_removed() {
     assert!(containment.kill(), "an empty group is dead");
     containment.remove();
     assert!(groups.iter().all(|group| !group.path.exists()));
+}
+
+#[test]
+fn a_freezer_kills_what_forks_while_it_is_listed() {
+    let home = Path::new("/sys/fs/cgroup/freezer");
+    let path = home.join(format!("kiln-test-{}", std::process::id()));
+    let group = Group { version: Version::V1, path, home: home.to_owned(), settings: vec![] };
+    if !home.join("cgroup.procs").exists() || group.create().is_err() {
+        println!("skipped: no freezer is writable here");
+        return;
+    }
+    let fork = "cd / && while :; do sleep 100 & done";
+    let enter = format!("echo $$ >{}/cgroup.procs && {fork}", group.path.display());
+    let mut child = Command::new("sh").args(["-c", &enter]).spawn().unwrap();
+    let containment = Containment::Groups { groups: vec![group.clone()] };
+    let procs = || std::fs::read_to_string(group.path.join("cgroup.procs")).unwrap();
+    while procs().lines().count() < 5 {
+        std::thread::yield_now();
+    }
+    assert!(containment.kill());
+    child.wait().unwrap();
+    assert_eq!(procs(), "");
+    containment.remove();
+    assert!(!group.path.exists());
 }

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     backend::Failure,
-    run::{Run, write_durably},
+    run::{Run, blocking, write_durably},
     supervisor::Exit,
 };
 
@@ -44,7 +44,8 @@ pub(crate) async fn start(run: &Run, spec: &Spec) -> Result<Option<Identity>, Fa
 
 async fn launch(run: &Run, spec: &Spec) -> io::Result<Identity> {
     let path = run.dir().join(SPEC_FILE);
-    write_durably(&path, &serde_json::to_vec_pretty(spec)?)?;
+    let (file, text) = (path.clone(), serde_json::to_vec_pretty(spec)?);
+    blocking(move || write_durably(&file, &text)).await?;
     let errors = private_file(&run.dir().join(ERROR_FILE))?;
     // Dropping the child is no neglect: the runtime reaps it, and the wait is by file descriptor, as after a restart.
     let child = Command::new(&run.supervisor)
@@ -114,15 +115,20 @@ async fn gone(run: &Run, identity: &Identity) -> io::Result<()> {
         ready = process.readable() => return ready.map(drop),
         () = run.cancel.cancelled() => {}
     }
-    write_durably(&run.dir().join(CANCEL_FILE), b"")?;
+    request_end(run).await?;
     let _dead_by_now = pidfd_send_signal(process.get_ref(), Signal::TERM);
     process.readable().await.map(drop)
+}
+
+async fn request_end(run: &Run) -> io::Result<()> {
+    let file = run.dir().join(CANCEL_FILE);
+    blocking(move || write_durably(&file, b"")).await
 }
 
 /// Ends what a dead supervisor left.
 async fn clean(run: &Run, task: &Task) {
     // One that only now comes to run finds it.
-    let _no_folder = write_durably(&run.dir().join(CANCEL_FILE), b"");
+    let _no_folder = request_end(run).await;
     match &task.work {
         Work::Container { engine, id, .. } => engine.kill(id).await,
         Work::Process { containment, .. } => {

@@ -4,6 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use bollard::models::{ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountType};
 use kiln_core::{
+    id::LeaseId,
     session::Assignment,
     spec::{Container, Network, Resources},
 };
@@ -50,15 +51,19 @@ pub(super) fn body(
         env: Some(env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()),
         user: (!container.user.is_empty()).then(|| container.user.clone()),
         working_dir: Some(WORKSPACE.to_owned()),
-        labels: Some(HashMap::from([
-            (LEASE_LABEL.to_owned(), job.lease.to_string()),
-            (AGENT_LABEL.to_owned(), owner.to_owned()),
-        ])),
+        labels: Some(labels(job.lease, owner)),
         attach_stdin: Some(false),
         tty: Some(false),
         host_config: Some(host_config(&job.spec.resources, container, folders)),
         ..ContainerCreateBody::default()
     }
+}
+
+/// By which containers are found after a restart.
+pub(super) fn labels(lease: LeaseId, owner: &str) -> HashMap<String, String> {
+    [(LEASE_LABEL, lease.to_string()), (AGENT_LABEL, owner.to_owned())]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
 }
 
 fn host_config(resources: &Resources, container: &Container, folders: &Folders<'_>) -> HostConfig {
@@ -99,7 +104,7 @@ fn host_config(resources: &Resources, container: &Container, folders: &Folders<'
     }
 }
 
-fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
+pub(super) fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
     Mount {
         typ: Some(MountType::BIND),
         source: Some(source.to_string_lossy().into_owned()),
