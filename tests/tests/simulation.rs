@@ -8,7 +8,7 @@ use std::{
 
 use kiln_tests::simulation;
 
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 1_000;
 
 fn number(name: &str) -> Option<u64> {
     env::var(name).ok()?.parse().ok()

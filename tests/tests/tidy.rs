@@ -1,5 +1,7 @@
 //! The invariants of ARCHITECTURE.md that can be read from files.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -12,7 +12,7 @@ use kiln_core::{
 
 /// What travels to the server.
 #[derive(Debug, Clone)]
-pub enum Up {
+pub(super) enum Up {
     Hello { epoch: i64, journal: Vec<(LeaseId, Held)> },
     Heartbeat,
     Frame(Frame),
@@ -20,7 +20,7 @@ pub enum Up {
 
 /// What travels to the agent.
 #[derive(Debug, Clone)]
-pub enum Down {
+pub(super) enum Down {
     Welcome { session: SessionId, keep: Vec<(LeaseId, bool)>, abandon: Vec<LeaseId> },
     Assign { session: SessionId, assignment: Box<Assignment> },
     Ack(LeaseId),
@@ -32,7 +32,7 @@ pub enum Down {
 
 /// One stream, with the frames in flight and the server's half at its end.
 #[derive(Debug, Default)]
-pub struct Link {
+pub(super) struct Link {
     pub up: VecDeque<Up>,
     pub down: VecDeque<Down>,
     pub session: Option<Session>,
@@ -40,14 +40,14 @@ pub struct Link {
 
 /// A process of a job.
 #[derive(Debug, Clone)]
-pub struct Process {
+pub(super) struct Process {
     pub assignment: Assignment,
     pub cancelled: bool,
 }
 
 /// A machine with an agent.
 #[derive(Debug)]
-pub struct Machine {
+pub(super) struct Machine {
     pub id: AgentId,
     pub up: bool,
     pub link: Option<Link>,
@@ -63,7 +63,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn new(id: AgentId) -> Self {
+    pub(super) fn new(id: AgentId) -> Self {
         Self {
             id,
             up: true,
@@ -78,26 +78,26 @@ impl Machine {
         }
     }
 
-    pub fn journal(&self) -> impl Iterator<Item = &LeaseId> {
+    pub(super) fn journal(&self) -> impl Iterator<Item = &LeaseId> {
         self.journal.keys()
     }
 
     /// Opens a stream; Hello is built after the old one ended.
-    pub fn connect(&mut self, now: Millis) {
+    pub(super) fn connect(&mut self, now: Millis) {
         self.cut(now);
         self.epoch += 1;
         let hello = Up::Hello { epoch: self.epoch, journal: self.leases.journal() };
         self.link = Some(Link { up: [hello].into(), ..Link::default() });
     }
 
-    pub fn cut(&mut self, now: Millis) {
+    pub(super) fn cut(&mut self, now: Millis) {
         if self.link.take().is_some() && self.up {
             self.apply(Input::Disconnected, now, None);
         }
     }
 
     /// kill -9 of the agent; with `reboot`, of everything on the machine.
-    pub fn crash(&mut self, reboot: bool) {
+    pub(super) fn crash(&mut self, reboot: bool) {
         self.up = false;
         self.link = None;
         if reboot {
@@ -106,7 +106,7 @@ impl Machine {
     }
 
     /// The agent starts again: it restores its journal and adopts what runs.
-    pub fn restart(&mut self, now: Millis) {
+    pub(super) fn restart(&mut self, now: Millis) {
         self.up = true;
         self.leases = Leases::restore(self.journal.values().cloned());
         for entry in self.journal.values().cloned().collect::<Vec<_>>() {
@@ -131,12 +131,12 @@ impl Machine {
     }
 
     /// The agent learns that a process runs.
-    pub fn announce(&mut self, lease: LeaseId, now: Millis, crash_after: Option<usize>) {
+    pub(super) fn announce(&mut self, lease: LeaseId, now: Millis, crash_after: Option<usize>) {
         self.apply(Input::Started(lease), now, crash_after);
     }
 
     /// A process ends, and the agent learns it.
-    pub fn finish(
+    pub(super) fn finish(
         &mut self,
         lease: LeaseId,
         outcome: Outcome,
@@ -157,7 +157,7 @@ impl Machine {
 
     /// Gives an input to the real lease code and carries its outputs out, in order; `crash_after` so many of them the
     /// agent dies.
-    pub fn apply(&mut self, input: Input, now: Millis, crash_after: Option<usize>) {
+    pub(super) fn apply(&mut self, input: Input, now: Millis, crash_after: Option<usize>) {
         for (number, output) in self.leases.apply(input, now).into_iter().enumerate() {
             if crash_after == Some(number) {
                 self.crash(false);
@@ -168,7 +168,7 @@ impl Machine {
     }
 
     /// Time goes by. An exclusive job ends at once when nobody answered for too long.
-    pub fn apply_tick(&mut self, now: Millis) {
+    pub(super) fn apply_tick(&mut self, now: Millis) {
         let before: Vec<_> = self
             .processes
             .iter()

@@ -11,7 +11,7 @@ use kiln_core::{
 
 use super::world::World;
 
-pub async fn all(world: &World) -> Result<(), String> {
+pub(super) async fn all(world: &World) -> Result<(), String> {
     processes_ran_once(world)?;
     for &build in &world.builds {
         let jobs = world.store.jobs_of(build).await.map_err(|error| error.to_string())?;
@@ -33,7 +33,7 @@ pub async fn all(world: &World) -> Result<(), String> {
 }
 
 /// At no moment do two processes of the exclusive group run.
-pub fn exclusive(world: &World) -> Result<(), String> {
+pub(super) fn exclusive(world: &World) -> Result<(), String> {
     let running = world.machines.iter().flat_map(|machine| machine.processes.iter());
     let leases: Vec<_> = running
         .filter(|(_, process)| process.assignment.exclusive)

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 /// A clock that goes only when the world says so. Its wall time can jump, its elapsed time can't.
 #[derive(Debug)]
-pub struct SimClock {
+pub(super) struct SimClock {
     elapsed: AtomicI64,
     skew: AtomicI64,
     ids: AtomicU64,
@@ -28,15 +28,15 @@ impl Default for SimClock {
 }
 
 impl SimClock {
-    pub fn pass(&self, millis: Millis) {
+    pub(super) fn pass(&self, millis: Millis) {
         self.elapsed.fetch_add(millis, Ordering::Relaxed);
     }
 
-    pub fn jump(&self, millis: Millis) {
+    pub(super) fn jump(&self, millis: Millis) {
         self.skew.fetch_add(millis, Ordering::Relaxed);
     }
 
-    pub fn elapsed_ms(&self) -> Millis {
+    pub(super) fn elapsed_ms(&self) -> Millis {
         self.elapsed.load(Ordering::Relaxed)
     }
 }
@@ -57,10 +57,10 @@ impl Clock for SimClock {
 
 /// SplitMix64: small, good enough, and the same on every machine.
 #[derive(Debug, Clone)]
-pub struct Chance(u64);
+pub(super) struct Chance(u64);
 
 impl Chance {
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -73,16 +73,16 @@ impl Chance {
     }
 
     /// 0 to `bound` - 1.
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % (bound.max(1) as u64)).unwrap_or(0)
     }
 
     /// True in `percent` of 100 cases.
-    pub fn percent(&mut self, percent: usize) -> bool {
+    pub(super) fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    pub fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
+    pub(super) fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
         if from.is_empty() { None } else { from.get(self.below(from.len())).cloned() }
     }
 }

@@ -30,9 +30,19 @@ const MACHINES: usize = 3;
 /// Longest piece of time that passes at once: below the margin in which an exclusive job is ended.
 const TIME_STEP_MS: usize = 4_000;
 
+/// Adds a line to the story, where someone will read it.
+macro_rules! tell {
+    ($world:expr, $($text:tt)*) => {
+        if $world.telling {
+            let line = format!($($text)*);
+            $world.story.push(format!("{:>7} ms  {line}", $world.clock.elapsed_ms()));
+        }
+    };
+}
+
 /// Everything there is.
 #[derive(Debug)]
-pub struct World {
+pub(super) struct World {
     pub app: App,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -44,11 +54,13 @@ pub struct World {
     clock: Arc<SimClock>,
     chance: Chance,
     faults: usize,
+    telling: bool,
     story: Vec<String>,
 }
 
 impl World {
-    pub async fn new(seed: u64, clock: Arc<SimClock>) -> Self {
+    pub(super) async fn new(seed: u64, telling: bool) -> Self {
+        let clock = Arc::new(SimClock::default());
         let memory = Memory::default();
         let store: SharedStore = Arc::new(memory.clone());
         let (app, tasks, shutdown) = start_server(&store, &clock);
@@ -64,6 +76,7 @@ impl World {
             clock,
             chance: Chance::new(seed),
             faults: 0,
+            telling,
             story: vec![],
         };
         for number in 0..MACHINES {
@@ -80,24 +93,20 @@ impl World {
         world
     }
 
-    pub fn stats(&self) -> Stats {
+    pub(super) fn stats(&self) -> Stats {
         let leases = self.machines.iter().map(|machine| machine.starts.len()).sum();
         Stats { builds: self.builds.len(), leases, faults: self.faults }
     }
 
-    pub fn into_story(self) -> Vec<String> {
+    pub(super) fn into_story(self) -> Vec<String> {
         self.story
     }
 
     /// Stops the server, whose tasks must all end.
-    pub async fn end(&mut self) {
+    pub(super) async fn end(&mut self) {
         self.shutdown.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-    }
-
-    fn tell(&mut self, line: String) {
-        self.story.push(format!("{:>7} ms  {line}", self.clock.elapsed_ms()));
     }
 
     fn now(&self) -> Millis {
@@ -105,7 +114,7 @@ impl World {
     }
 
     /// One thing happens, chosen by chance.
-    pub async fn step(&mut self) -> Result<(), String> {
+    pub(super) async fn step(&mut self) -> Result<(), String> {
         let machine = self.chance.below(MACHINES);
         match self.chance.below(100) {
             0..4 => self.submit().await,
@@ -162,14 +171,10 @@ impl World {
         };
         match self.app.submit(submit).await {
             Ok((view, _)) => {
-                self.tell(format!(
-                    "submit {} with {} jobs",
-                    view.build.id,
-                    view.build.counts.total()
-                ));
+                tell!(self, "submit {} with {} jobs", view.build.id, view.build.counts.total());
                 self.builds.push(view.build.id);
             }
-            Err(error) => self.tell(format!("submit fails: {error}")),
+            Err(error) => tell!(self, "submit fails: {error}"),
         }
     }
 
@@ -186,27 +191,28 @@ impl World {
                 self.app.retry(build, vec![]).await.map(|(_, jobs)| jobs)
             )
         };
-        self.tell(line);
+        tell!(self, "{line}");
     }
 
     fn connect(&mut self, machine: usize) {
         let now = self.now();
         if !self.machines[machine].up {
-            self.tell(format!("machine {machine} starts again"));
+            tell!(self, "machine {machine} starts again");
             self.machines[machine].restart(now);
         }
         if self.machines[machine].link.is_none() {
-            self.tell(format!(
+            tell!(
+                self,
                 "machine {machine} connects: {:?}",
                 self.machines[machine].leases.journal()
-            ));
+            );
             self.machines[machine].connect(now);
         }
     }
 
     fn cut(&mut self, machine: usize) {
         self.faults += 1;
-        self.tell(format!("the stream of machine {machine} is cut"));
+        tell!(self, "the stream of machine {machine} is cut");
         let now = self.now();
         self.machines[machine].cut(now);
     }
@@ -214,16 +220,13 @@ impl World {
     fn crash(&mut self, machine: usize) {
         self.faults += 1;
         let reboot = self.chance.percent(30);
-        self.tell(format!(
-            "machine {machine} crashes{}",
-            if reboot { " with its processes" } else { "" }
-        ));
+        tell!(self, "machine {machine} crashes{}", if reboot { " with its processes" } else { "" });
         self.machines[machine].crash(reboot);
     }
 
     async fn restart_server(&mut self) {
         self.faults += 1;
-        self.tell("the server restarts".to_owned());
+        tell!(self, "the server restarts");
         let now = self.now();
         for machine in &mut self.machines {
             machine.cut(now);
@@ -234,13 +237,13 @@ impl World {
 
     fn commit_fails(&mut self) {
         self.faults += 1;
-        self.tell("the next commit fails".to_owned());
+        tell!(self, "the next commit fails");
         self.memory.fail_next_commit(1);
     }
 
     fn clock_jumps(&mut self) {
         let hours = [-48, -1, 1, 48][self.chance.below(4)];
-        self.tell(format!("the wall clock jumps by {hours} h"));
+        tell!(self, "the wall clock jumps by {hours} h");
         self.clock.jump(hours * 3_600_000);
     }
 
@@ -258,7 +261,7 @@ impl World {
             machine.apply_tick(now);
         }
         if let Err(error) = self.app.sweep().await {
-            self.tell(format!("the sweep fails: {error}"));
+            tell!(self, "the sweep fails: {error}");
         }
     }
 
@@ -271,19 +274,19 @@ impl World {
     }
 
     async fn claim(&mut self, machine: usize) -> Result<(), String> {
-        let Some(session) = self.session(machine).map(|session| session.id()) else {
+        let Some(session) = self.session(machine).map(Session::id) else {
             return Ok(());
         };
         let given = match self.app.claim(session).await {
             Ok(given) if given.is_empty() => return Ok(()),
             Ok(given) => given,
             Err(error) => {
-                self.tell(format!("the claim fails: {error}"));
+                tell!(self, "the claim fails: {error}");
                 return Ok(());
             }
         };
         let leases: Vec<_> = given.iter().map(|assignment| assignment.lease).collect();
-        self.tell(format!("machine {machine} is given {leases:?}"));
+        tell!(self, "machine {machine} is given {leases:?}");
         self.assignments.extend(given.into_iter().map(|assignment| (assignment.lease, assignment)));
         self.input(machine, Input::Given(leases)).await
     }
@@ -298,7 +301,7 @@ impl World {
         for lease in known {
             match facts.get(&lease) {
                 Some(facts) if facts.cancelling => {
-                    self.input(machine, Input::Cancelling(lease)).await?
+                    self.input(machine, Input::Cancelling(lease)).await?;
                 }
                 Some(_) => {}
                 None => self.input(machine, Input::Voided(lease)).await?,
@@ -319,7 +322,7 @@ impl World {
         let Some(frame) = self.link(machine).and_then(|link| link.up.pop_front()) else {
             return Ok(());
         };
-        self.tell(format!("machine {machine} -> server: {frame:?}"));
+        tell!(self, "machine {machine} -> server: {frame:?}");
         match frame {
             Up::Hello { epoch, journal } => self.hello(machine, epoch, journal).await,
             Up::Heartbeat => {
@@ -328,12 +331,12 @@ impl World {
                     Ok(true) => self.input(machine, Input::Heartbeat).await,
                     Ok(false) => {
                         let now = self.now();
-                        self.tell(format!("machine {machine}: its session is closed"));
+                        tell!(self, "machine {machine}: its session is closed");
                         self.machines[machine].cut(now);
                         Ok(())
                     }
                     Err(error) => {
-                        self.tell(format!("the heartbeat fails: {error}"));
+                        tell!(self, "the heartbeat fails: {error}");
                         Ok(())
                     }
                 }
@@ -360,13 +363,13 @@ impl World {
         let welcome = match self.app.hello(agent, hello).await {
             Ok(welcome) => welcome,
             Err(error) => {
-                self.tell(format!("machine {machine} is refused: {error}"));
+                tell!(self, "machine {machine} is refused: {error}");
                 let now = self.now();
                 self.machines[machine].cut(now);
                 return Ok(());
             }
         };
-        self.tell(format!("machine {machine} is welcome: {:?}", welcome.reconciled));
+        tell!(self, "machine {machine} is welcome: {:?}", welcome.reconciled);
         let Some(link) = self.link(machine) else { return Ok(()) };
         link.down.push_back(Down::Welcome {
             session: welcome.session,
@@ -393,12 +396,12 @@ impl World {
             let recorded = match self.app.record(id, record).await {
                 Ok(recorded) => recorded,
                 Err(error) => {
-                    self.tell(format!("{lease} is not recorded: {error}"));
+                    tell!(self, "{lease} is not recorded: {error}");
                     self.cut(machine);
                     return Ok(());
                 }
             };
-            self.tell(format!("recorded {lease}: {recorded:?}"));
+            tell!(self, "recorded {lease}: {recorded:?}");
             if let Some(session) = self.link(machine).and_then(|link| link.session.as_mut()) {
                 session.apply(Input::Recorded(lease, recorded));
             }
@@ -433,7 +436,7 @@ impl World {
         let crash = self.crash_after();
         let now = self.now();
         let Some(frame) = self.link(machine).and_then(|link| link.down.pop_front()) else { return };
-        self.tell(format!("server -> machine {machine}: {frame:?}"));
+        tell!(self, "server -> machine {machine}: {frame:?}");
         let input = match frame {
             Down::Welcome { session, keep, abandon } => {
                 AgentInput::Welcome { session, grace_ms: grace_ms(), keep, abandon }
@@ -485,7 +488,7 @@ impl World {
             1 => Outcome::failed(FailureKind::Infra, "disk"),
             _ => Outcome::Succeeded,
         };
-        self.tell(format!("process {lease} on machine {machine} ends: {outcome:?}"));
+        tell!(self, "process {lease} on machine {machine} ends: {outcome:?}");
         self.machines[machine].finish(lease, outcome, now, crash);
     }
 
@@ -506,8 +509,8 @@ impl World {
     }
 
     /// No more faults: everything is delivered, every process ends, until all builds are done.
-    pub async fn heal(&mut self) -> Result<(), String> {
-        self.tell("the world heals".to_owned());
+    pub(super) async fn heal(&mut self) -> Result<(), String> {
+        tell!(self, "the world heals");
         self.memory.fail_next_commit(0);
         for _ in 0..400 {
             for machine in 0..MACHINES {
