@@ -52,7 +52,7 @@ impl Ended {
     }
 }
 
-async fn administer(url: &str, statement: &str) {
+pub(crate) async fn administer(url: &str, statement: &str) {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
     let work = async {
         client.batch_execute(statement).await.unwrap();

@@ -12,6 +12,7 @@ mod fixture;
 mod jobs;
 mod leases;
 mod transactions;
+mod wake;
 
 use fixture::{Kind, Made};
 
