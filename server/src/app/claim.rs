@@ -3,7 +3,10 @@
 //! What can be read without locks is read before: the agent, the classes that fit it, the projects' use. The session is
 //! locked, candidates are ranked by the core, and `jobs::apply` judges groups and limits again under their locks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use kiln_core::{
     Millis,
@@ -20,6 +23,9 @@ use crate::store::{self, AgentRow, LeaseRow, ProjectRow, Tx, jobs::Transition};
 /// Leases of one claim: the agent with hundreds of slots comes back for more.
 const MAX_LEASES: u32 = 64;
 
+/// Until a claim that failed is tried again.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
 /// A session that asks, with what is known of it without a lock.
 #[derive(Debug)]
 pub(super) struct Claim {
@@ -34,6 +40,8 @@ pub(super) struct Claimed {
     pub(super) leases: Vec<LeaseRow>,
     /// Leases of the agent by backend, those of this claim among them. Nothing where the session is closed.
     busy: Option<BTreeMap<String, u32>>,
+    /// It had room and saw what there is.
+    looked: bool,
     /// There was more than it took.
     more: bool,
     /// Agents for which candidates are kept, and until when.
@@ -53,13 +61,30 @@ pub(super) struct Choice {
 impl App {
     /// Leases what the agent of this session has room for. Empty where nothing fits, or the session is closed.
     pub async fn claim(&self, session: SessionId) -> Result<Vec<Assignment>> {
+        let token = self.0.dispatch.begin_claim(session);
+        let claimed = self.try_claim(session, token).await;
+        if claimed.is_err() {
+            // What it was woken for may still be there when the database is back.
+            self.0.dispatch.defer(session, self.0.clock.elapsed() + AFTER_FAILURE);
+        }
+        claimed
+    }
+
+    async fn try_claim(
+        &self,
+        session: SessionId,
+        token: Option<ClassId>,
+    ) -> Result<Vec<Assignment>> {
         let Some(agent) = self.agent_of(session).await? else { return Ok(vec![]) };
-        let Some(row) = self.0.store.agent(agent).await? else { return Ok(vec![]) };
+        let Some(row) = self.0.store.agent(agent).await? else {
+            self.0.dispatch.close(session);
+            return Ok(vec![]);
+        };
         let agent = as_agent(row, true, BTreeMap::new());
         let now = self.0.clock.now();
-        self.0.dispatch.begin_claim(session, &agent);
+        self.0.dispatch.seen(session, &agent);
         if !admits(&agent, now) {
-            self.0.dispatch.pass_on(session);
+            self.0.dispatch.pass_on(token);
             return Ok(vec![]);
         }
         let classes = self.fitting(&agent).await?;
@@ -67,7 +92,12 @@ impl App {
             return Ok(vec![]);
         }
         let claim = Claim { session, agent, classes: classes.clone() };
-        let claimed = self.0.committer.claim(claim).await?;
+        let missed = self.0.dispatch.take_missed(&classes);
+        let claimed = self.0.committer.claim(claim).await;
+        if !claimed.as_ref().is_ok_and(|claimed| claimed.looked) {
+            self.0.dispatch.put_missed(missed);
+        }
+        let claimed = claimed?;
         self.note(session, &classes, &claimed, now);
         self.assignments(&claimed.leases).await
     }
@@ -91,12 +121,13 @@ impl App {
             dispatch.close(session);
             return;
         };
-        let wait = claimed.kept_until.map(|end| {
-            std::time::Duration::from_millis(u64::try_from(end.saturating_sub(now)).unwrap_or(0))
-        });
+        let wait = claimed
+            .kept_until
+            .map(|end| Duration::from_millis(u64::try_from(end.saturating_sub(now)).unwrap_or(0)));
         dispatch.end_claim(session, busy.clone(), wait.map(|wait| self.0.clock.elapsed() + wait));
         dispatch.wake_agents(&claimed.kept);
-        if claimed.more {
+        // Without progress, two idle sessions would wake each other for ever.
+        if claimed.more && !claimed.leases.is_empty() {
             dispatch.wake_one(self, classes, now);
         }
     }
@@ -124,7 +155,16 @@ pub(super) fn busy<'a>(leases: impl IntoIterator<Item = &'a LeaseRow>) -> BTreeM
     busy
 }
 
-/// Chooses for each claim of a group, one after the other: what one takes the next does not see.
+/// What the claims of a group share: what one takes the next does not see.
+struct Chooser<'a> {
+    app: &'a App,
+    usages: BTreeMap<ProjectId, Usage>,
+    taken: BTreeSet<JobId>,
+    room: Room,
+    now: Millis,
+}
+
+/// Chooses for each claim of a group, one after the other.
 pub(super) async fn choose(
     app: &App,
     tx: &mut dyn Tx,
@@ -132,10 +172,6 @@ pub(super) async fn choose(
     projects: &[ProjectRow],
     now: Millis,
 ) -> store::Result<Vec<Choice>> {
-    let mut usages: BTreeMap<ProjectId, Usage> =
-        projects.iter().map(|row| (row.id, usage(row))).collect();
-    let mut taken: BTreeSet<JobId> = BTreeSet::new();
-    let mut room = Room::default();
     let mut claims = claims.to_vec();
     claims.sort_by_key(|(_, claim)| claim.session);
     let mut open = vec![];
@@ -143,6 +179,8 @@ pub(super) async fn choose(
         let session = tx.lock_session(claim.session).await?;
         open.push((at, claim, session.is_some_and(|row| row.open && row.agent == claim.agent.id)));
     }
+    let usages = projects.iter().map(|row| (row.id, usage(row))).collect();
+    let mut chooser = Chooser { app, usages, taken: BTreeSet::new(), room: Room::default(), now };
     let mut choices = vec![];
     for (at, claim, open) in open {
         let mut choice =
@@ -150,23 +188,17 @@ pub(super) async fn choose(
         if open {
             let busy = busy(&tx.open_leases(claim.agent.id).await?);
             let agent = Agent { busy, ..claim.agent.clone() };
-            choose_one(
-                app,
-                tx,
-                claim,
-                &agent,
-                &mut usages,
-                &mut taken,
-                &mut room,
-                &mut choice,
-                now,
-            )
-            .await?;
+            chooser.choose(tx, claim, &agent, &mut choice).await?;
             choice.claimed.busy = Some(agent.busy);
         }
         choices.push(choice);
     }
     Ok(choices)
+}
+
+/// The chooser leaves a preferred agent only where waiting for it makes sense.
+fn is_kept_for_another(candidate: &Candidate, agent: AgentId) -> bool {
+    candidate.preferred.is_some_and(|preferred| preferred != agent)
 }
 
 fn usage(row: &ProjectRow) -> Usage {
@@ -177,67 +209,77 @@ fn usage(row: &ProjectRow) -> Usage {
     Usage { project: row.id, running: row.running, weight: row.weight, room }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the state that the claims of a group share")]
-async fn choose_one(
-    app: &App,
-    tx: &mut dyn Tx,
-    claim: &Claim,
-    agent: &Agent,
-    usages: &mut BTreeMap<ProjectId, Usage>,
-    taken: &mut BTreeSet<JobId>,
-    room: &mut Room,
-    choice: &mut Choice,
-    now: Millis,
-) -> store::Result<()> {
-    let free: u32 = agent.profile.backends.keys().map(|backend| agent.free(backend)).sum();
-    let free = free.min(MAX_LEASES);
-    if free == 0 {
-        return Ok(());
-    }
-    let seen = u32::try_from(taken.len()).unwrap_or(u32::MAX);
-    // One more than it takes tells whether there is more.
-    let each = free.saturating_add(seen).saturating_add(1);
-    let mut builds: BTreeMap<JobId, BuildId> = BTreeMap::new();
-    let mut candidates: Vec<Candidate> = vec![];
-    for (mut candidate, build) in tx.candidates(&claim.classes, each, now).await? {
-        if taken.contains(&candidate.job) {
-            continue;
+impl Chooser<'_> {
+    async fn choose(
+        &mut self,
+        tx: &mut dyn Tx,
+        claim: &Claim,
+        agent: &Agent,
+        choice: &mut Choice,
+    ) -> store::Result<()> {
+        let free: u32 = agent.profile.backends.keys().map(|backend| agent.free(backend)).sum();
+        let free = free.min(MAX_LEASES);
+        if free == 0 {
+            return Ok(());
         }
-        candidate.preferred = room.judge(app, &candidate, agent.id, now).await?;
-        if let Some(preferred) = candidate.preferred.filter(|id| *id != agent.id)
-            && candidate.queued_at.saturating_add(STICKY_MS) > now
-        {
-            let until = candidate.queued_at.saturating_add(STICKY_MS);
-            let kept_until = &mut choice.claimed.kept_until;
-            *kept_until = Some(kept_until.map_or(until, |earlier| earlier.min(until)));
-            choice.claimed.kept.insert(preferred);
+        choice.claimed.looked = true;
+        let candidates = self.candidates(tx, claim, free, choice).await?;
+        let projects: BTreeSet<ProjectId> =
+            candidates.values().map(|(candidate, _)| candidate.project).collect();
+        let usages: Vec<Usage> =
+            projects.iter().filter_map(|id| self.usages.get(id)).copied().collect();
+        let list: Vec<Candidate> =
+            candidates.values().map(|(candidate, _)| candidate.clone()).collect();
+        let order = rank(&list, &usages, agent, self.now);
+        let order = &order[..order.len().min(free as usize)];
+        let kept = list.iter().filter(|candidate| is_kept_for_another(candidate, agent.id)).count();
+        choice.claimed.more = list.len() - kept > order.len();
+        for (candidate, build) in order.iter().filter_map(|job| candidates.get(job)) {
+            self.taken.insert(candidate.job);
+            if let Some(usage) = self.usages.get_mut(&candidate.project) {
+                usage.running += 1;
+                usage.room = usage.room.saturating_sub(1);
+            }
+            let lease = lease(self.app, claim, candidate, *build, self.now);
+            choice.asked.insert(lease.id);
+            choice.leases.push(Transition {
+                lease: Some(lease.clone()),
+                ..Transition::new(*build, candidate.job, Event::Lease(lease.id))
+            });
         }
-        builds.insert(candidate.job, build);
-        candidates.push(candidate);
+        Ok(())
     }
-    let wanted: BTreeSet<ProjectId> =
-        candidates.iter().map(|candidate| candidate.project).collect();
-    let current: Vec<Usage> = wanted.iter().filter_map(|id| usages.get(id)).copied().collect();
-    let by_job: BTreeMap<JobId, &Candidate> =
-        candidates.iter().map(|candidate| (candidate.job, candidate)).collect();
-    let order = rank(&candidates, &current, agent, now);
-    let order = &order[..order.len().min(free as usize)];
-    choice.claimed.more = candidates.len() > order.len();
-    for job in order {
-        let (Some(candidate), Some(build)) = (by_job.get(job), builds.get(job)) else { continue };
-        taken.insert(*job);
-        if let Some(usage) = usages.get_mut(&candidate.project) {
-            usage.running += 1;
-            usage.room = usage.room.saturating_sub(1);
+
+    /// What no earlier claim of the group took, with a preferred agent only where waiting for it makes sense.
+    async fn candidates(
+        &mut self,
+        tx: &mut dyn Tx,
+        claim: &Claim,
+        free: u32,
+        choice: &mut Choice,
+    ) -> store::Result<BTreeMap<JobId, (Candidate, BuildId)>> {
+        let seen = u32::try_from(self.taken.len()).unwrap_or(u32::MAX);
+        // One more than it takes tells whether there is more.
+        let each = free.saturating_add(seen).saturating_add(1);
+        let mut found = BTreeMap::new();
+        for (mut candidate, build) in tx.candidates(&claim.classes, each, self.now).await? {
+            if self.taken.contains(&candidate.job) {
+                continue;
+            }
+            candidate.preferred =
+                self.room.judge(self.app, &candidate, claim.agent.id, self.now).await?;
+            if let Some(preferred) =
+                candidate.preferred.filter(|_| is_kept_for_another(&candidate, claim.agent.id))
+            {
+                let until = candidate.queued_at.saturating_add(STICKY_MS);
+                let kept_until = &mut choice.claimed.kept_until;
+                *kept_until = Some(kept_until.map_or(until, |earlier| earlier.min(until)));
+                choice.claimed.kept.insert(preferred);
+            }
+            found.insert(candidate.job, (candidate, build));
         }
-        let lease = lease(app, claim, candidate, *build, now);
-        choice.asked.insert(lease.id);
-        choice.leases.push(Transition {
-            lease: Some(lease.clone()),
-            ..Transition::new(*build, *job, Event::Lease(lease.id))
-        });
+        Ok(found)
     }
-    Ok(())
 }
 
 fn lease(app: &App, claim: &Claim, candidate: &Candidate, build: BuildId, now: Millis) -> LeaseRow {

@@ -5,7 +5,7 @@
 //! is never an error to the caller, a database that fails is.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     sync::OnceLock,
 };
@@ -18,12 +18,9 @@ use super::{
     App, Error, Result,
     claim::{self, Claim, Claimed},
     sessions::{self, Said},
-    submit::{self, NewBuild, Submitted},
+    submit::{self, Inserted, NewBuild, Submitted},
 };
-use crate::store::{
-    self,
-    jobs::{self, Applied, Effects},
-};
+use crate::store::{self, jobs};
 
 /// Commands of one group.
 const GROUP: usize = 500;
@@ -197,7 +194,7 @@ fn take_group(waiting: &mut VecDeque<Ticket>) -> Vec<Ticket> {
 /// Commits and answers a group; returns those that lost too often.
 async fn commit(app: &App, group: Vec<Ticket>) -> Vec<Ticket> {
     let commands: Vec<&Command> = group.iter().map(|ticket| &ticket.command).collect();
-    match attempt(app, &commands).await {
+    match attempt(app, &commands, false).await {
         Ok(answers) => {
             for (ticket, answer) in group.into_iter().zip(answers) {
                 // Whoever asked may have gone; what was asked is done.
@@ -220,7 +217,7 @@ async fn commit(app: &App, group: Vec<Ticket>) -> Vec<Ticket> {
 async fn alone(app: &App, mut ticket: Ticket) -> Option<Ticket> {
     ticket.losses = 0;
     loop {
-        match attempt(app, &[&ticket.command]).await {
+        match attempt(app, &[&ticket.command], true).await {
             Ok(mut answers) => {
                 let answer = answers.pop().ok_or(STOPPING);
                 let _ = ticket.answer.send(answer);
@@ -242,78 +239,66 @@ async fn alone(app: &App, mut ticket: Ticket) -> Option<Ticket> {
     }
 }
 
-/// One transaction. Locks come in the order of all transactions: sessions, then what `jobs::apply` takes.
-async fn attempt(app: &App, commands: &[&Command]) -> store::Result<Vec<Answer>> {
-    let now = app.0.clock.now();
-    let pick = |wanted: fn(&Command) -> bool| {
-        commands.iter().enumerate().filter(move |(_, command)| wanted(command))
-    };
-    let claims: Vec<(usize, &Claim)> = pick(|c| matches!(c, Command::Claim(_)))
-        .filter_map(|(at, command)| match command {
-            Command::Claim(claim) => Some((at, &**claim)),
-            _ => None,
-        })
-        .collect();
-    let submits: Vec<(usize, &NewBuild)> = pick(|c| matches!(c, Command::Submit(_)))
-        .filter_map(|(at, command)| match command {
-            Command::Submit(new) => Some((at, &**new)),
-            _ => None,
-        })
-        .collect();
-    let said: Vec<(usize, &Said)> = pick(|c| matches!(c, Command::Record(_)))
-        .filter_map(|(at, command)| match command {
-            Command::Record(said) => Some((at, said)),
-            _ => None,
-        })
-        .collect();
+/// A group by what is asked, with the place of each command.
+#[derive(Default)]
+struct Group<'a> {
+    submits: Vec<(usize, &'a NewBuild)>,
+    words: Vec<(usize, &'a Said)>,
+    claims: Vec<(usize, &'a Claim)>,
+}
 
-    let usages = if claims.is_empty() { vec![] } else { app.0.store.projects().await? };
-    let mut tx = app.0.store.begin().await?;
-    let mut answers: Vec<Option<Answer>> = commands.iter().map(|_| None).collect();
-    let mut effects = Effects::default();
-
-    let mut choices = claim::choose(app, &mut *tx, &claims, &usages, now).await?;
-    if !submits.is_empty() {
-        let news: Vec<&NewBuild> = submits.iter().map(|(_, new)| *new).collect();
-        let (submitted, followed) = submit::insert(app, &mut *tx, &news).await?;
-        effects.merge(followed);
-        for ((at, _), submitted) in submits.iter().zip(submitted) {
-            answers[*at] = Some(Answer::Submitted(submitted));
+impl<'a> Group<'a> {
+    fn of(commands: &[&'a Command]) -> Self {
+        let mut group = Self::default();
+        for (at, command) in commands.iter().enumerate() {
+            match command {
+                Command::Submit(new) => group.submits.push((at, new)),
+                Command::Record(said) => group.words.push((at, said)),
+                Command::Claim(claim) => group.claims.push((at, claim)),
+            }
         }
+        group
     }
-    let words: Vec<&Said> = said.iter().map(|(_, said)| *said).collect();
+}
+
+/// One transaction. Locks come in the order of all transactions: sessions, then what `jobs::apply` takes.
+async fn attempt(app: &App, commands: &[&Command], again: bool) -> store::Result<Vec<Answer>> {
+    let now = app.0.clock.now();
+    let group = Group::of(commands);
+    let projects = match group.claims.len() {
+        0 => vec![],
+        _ => app.0.store.projects().await?,
+    };
+    let mut answers = BTreeMap::new();
+    let mut tx = app.0.store.begin().await?;
+    let mut choices = claim::choose(app, &mut *tx, &group.claims, &projects, now).await?;
+    let mut inserted = Inserted::default();
+    if !group.submits.is_empty() {
+        let news: Vec<&NewBuild> = group.submits.iter().map(|(_, new)| *new).collect();
+        inserted = submit::insert(app, &mut *tx, &news, again).await?;
+    }
+    let mut effects = inserted.effects;
+    for ((at, _), submitted) in group.submits.iter().zip(inserted.answers) {
+        answers.insert(*at, Answer::Submitted(submitted));
+    }
+    let words: Vec<&Said> = group.words.iter().map(|(_, said)| *said).collect();
     let mut transitions = sessions::transitions(&words);
     transitions.extend(choices.iter_mut().flat_map(|choice| std::mem::take(&mut choice.leases)));
     if !transitions.is_empty() {
-        let Applied { results, given, effects: followed } =
-            jobs::apply(&mut *tx, &transitions, now).await?;
-        effects.merge(followed);
-        let recorded = sessions::answers(&mut *tx, &words, &results).await?;
-        for ((at, _), recorded) in said.iter().zip(recorded) {
-            answers[*at] = Some(Answer::Recorded(recorded));
-        }
-        claim::hand_out(&mut choices, given);
+        let applied = jobs::apply(&mut *tx, &transitions, now).await?;
+        let recorded = sessions::answers(&mut *tx, &words, &applied.results).await?;
+        answers.extend(
+            group.words.iter().zip(recorded).map(|((at, _), said)| (*at, Answer::Recorded(said))),
+        );
+        claim::hand_out(&mut choices, applied.given);
+        effects.merge(applied.effects);
     }
     tx.commit().await?;
 
-    for (_, new) in &submits {
-        learn(app, new, &effects);
+    for (id, class) in &inserted.classes {
+        app.0.names.learn_class(*id, class);
     }
     app.publish(effects);
-    for choice in choices {
-        answers[choice.at] = Some(Answer::Claimed(choice.claimed));
-    }
-    Ok(answers
-        .into_iter()
-        .map(|answer| answer.unwrap_or(Answer::Recorded(Recorded::Stale)))
-        .collect())
-}
-
-/// Classes that are committed need not be looked up again.
-fn learn(app: &App, new: &NewBuild, effects: &Effects) {
-    for (id, class) in &new.classes {
-        if effects.openings.iter().any(|opening| opening.class == *id) {
-            app.0.names.learn_class(*id, class);
-        }
-    }
+    answers.extend(choices.into_iter().map(|choice| (choice.at, Answer::Claimed(choice.claimed))));
+    Ok(answers.into_values().collect())
 }

@@ -170,10 +170,28 @@ impl Dispatch {
         Some(admits(&stream.agent, now) && stream.agent.free(backend) > 0)
     }
 
-    pub(super) fn begin_claim(&self, session: SessionId, agent: &Agent) {
+    /// What the session was woken for is in the hands of its claim now.
+    pub(super) fn begin_claim(&self, session: SessionId) -> Option<ClassId> {
+        let mut state = self.lock();
+        let stream = state.streams.get_mut(&session)?;
+        stream.due = false;
+        stream.alarm = None;
+        stream.token.take()
+    }
+
+    /// A claim is about to look at what was missed of these classes.
+    pub(super) fn take_missed(&self, classes: &[ClassId]) -> Vec<ClassId> {
+        let mut state = self.lock();
+        classes.iter().copied().filter(|class| state.missed.remove(class)).collect()
+    }
+
+    pub(super) fn put_missed(&self, classes: Vec<ClassId>) {
+        self.lock().missed.extend(classes);
+    }
+
+    /// The agent as its row says.
+    pub(super) fn seen(&self, session: SessionId, agent: &Agent) {
         if let Some(stream) = self.lock().streams.get_mut(&session) {
-            stream.due = false;
-            stream.alarm = None;
             stream.agent.admission.clone_from(&agent.admission);
             stream.agent.profile.clone_from(&agent.profile);
         }
@@ -186,18 +204,22 @@ impl Dispatch {
         alarm: Option<Duration>,
     ) {
         if let Some(stream) = self.lock().streams.get_mut(&session) {
-            stream.token = None;
             stream.agent.busy = busy;
             stream.alarm = alarm;
         }
     }
 
+    /// It claims again at this time, if nothing wakes it before.
+    pub(super) fn defer(&self, session: SessionId, until: Duration) {
+        if let Some(stream) = self.lock().streams.get_mut(&session) {
+            stream.alarm = Some(until);
+        }
+    }
+
     /// A session that was woken and does not claim lets another have its turn.
-    pub(super) fn pass_on(&self, session: SessionId) {
-        let mut state = self.lock();
-        let token = state.streams.get_mut(&session).and_then(|stream| stream.token.take());
+    pub(super) fn pass_on(&self, token: Option<ClassId>) {
         if let Some(class) = token {
-            state.missed.insert(class);
+            self.lock().missed.insert(class);
             self.look.notify_one();
         }
     }
@@ -319,6 +341,14 @@ impl Dispatch {
         stream.idle = true;
         let wait = stream.alarm.map_or(LONGEST_WAIT, |at| at.saturating_sub(elapsed));
         Some((Arc::clone(&stream.notify), wait.min(LONGEST_WAIT)))
+    }
+
+    /// When a session claims again by itself; zero where it was woken.
+    #[cfg(test)]
+    pub(super) fn next_claim(&self, session: SessionId) -> Option<Duration> {
+        let state = self.lock();
+        let stream = state.streams.get(&session)?;
+        if stream.due { Some(Duration::ZERO) } else { stream.alarm }
     }
 
     fn leave(&self, session: SessionId) {

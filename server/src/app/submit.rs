@@ -59,15 +59,7 @@ impl App {
 
     /// Stores a build; `created` is false where the key named one with the same content.
     pub async fn submit(&self, submit: Submit) -> Result<(BuildView, bool)> {
-        check_key(submit.key.as_deref())?;
-        let digest = digest(&submit)?;
-        let plan = plan(submit.spec).map_err(Error::Invalid)?;
-        let project = match self.named_project(&submit.project).await? {
-            Some(project) => project,
-            None => self.make_default_project().await?,
-        };
-        let header = Header { key: submit.key, submitter: submit.submitter, digest };
-        let new = expand(plan, header, &project, &*self.0.clock);
+        let (new, project) = self.prepare(submit).await?;
         let key = new.build.key.clone().unwrap_or_default();
         let command = Command::Submit(Box::new(new));
         let (build, created) = match self.0.committer.submit(command).await? {
@@ -81,7 +73,20 @@ impl App {
                 return Err(Error::Exists { field: "key", message });
             }
         };
-        Ok((BuildView { build, project: project.name }, created))
+        Ok((BuildView { build, project }, created))
+    }
+
+    /// A submission as rows, and the name of its project.
+    pub(super) async fn prepare(&self, submit: Submit) -> Result<(NewBuild, String)> {
+        check_key(submit.key.as_deref())?;
+        let digest = digest(&submit)?;
+        let plan = plan(submit.spec).map_err(Error::Invalid)?;
+        let project = match self.named_project(&submit.project).await? {
+            Some(project) => project,
+            None => self.make_default_project().await?,
+        };
+        let header = Header { key: submit.key, submitter: submit.submitter, digest };
+        Ok((expand(plan, header, &project, &*self.0.clock), project.name))
     }
 
     /// Nothing where the default project is yet to be made.
@@ -226,6 +231,7 @@ struct Place {
 fn new_job(planned: PlannedJob, ids: &[JobId], place: Place) -> NewJob {
     let PlannedJob { name, needs, spec } = planned;
     let blocked = !needs.is_empty();
+    // No clock that differs or jumps back keeps it waiting.
     let state = if blocked { State::Blocked } else { State::Queued { not_before: 0 } };
     let job = Job {
         id: ids[place.index],
@@ -306,38 +312,74 @@ fn title(plan: &Plan) -> String {
     text.chars().take(200).collect()
 }
 
-/// Inserts many builds; those whose key is taken are answered with the build that has it.
+/// What an insert came to.
+#[derive(Debug, Default)]
+pub(super) struct Inserted {
+    pub(super) answers: Vec<Submitted>,
+    pub(super) effects: Effects,
+    /// Ids that the classes have; to be learned after the commit.
+    pub(super) classes: Vec<(ClassId, Class)>,
+}
+
+/// Inserts many builds; those whose key is taken are answered with the build that has it. `again`: an earlier commit
+/// of the same rows failed, and may yet have been done.
 pub(super) async fn insert(
     app: &App,
     tx: &mut dyn Tx,
     news: &[&NewBuild],
-) -> store::Result<(Vec<Submitted>, Effects)> {
-    let builds: Vec<BuildRow> = news.iter().map(|new| new.build.clone()).collect();
+    again: bool,
+) -> store::Result<Inserted> {
+    let mut done: BTreeMap<BuildId, BuildRow> = BTreeMap::new();
+    if again {
+        let ids: Vec<BuildId> = news.iter().map(|new| new.build.id).collect();
+        done.extend(tx.lock_builds(&ids).await?.into_iter().map(|row| (row.id, row)));
+    }
+    let builds: Vec<BuildRow> = news
+        .iter()
+        .filter(|new| !done.contains_key(&new.build.id))
+        .map(|new| new.build.clone())
+        .collect();
     let inserted: BTreeSet<BuildId> = tx.insert_builds(&builds).await?.into_iter().collect();
     let fresh: Vec<&NewBuild> =
         news.iter().copied().filter(|new| inserted.contains(&new.build.id)).collect();
     let known = known(tx, news, &inserted).await?;
-    let mut effects = Effects::default();
+    let mut result = Inserted::default();
     if !fresh.is_empty() {
-        let classes = classes(app, tx, &fresh).await?;
-        let mut jobs: Vec<NewJob> = fresh.iter().flat_map(|new| new.jobs.iter().cloned()).collect();
-        for job in &mut jobs {
-            job.row.class = classes.get(&job.row.class).copied().unwrap_or(job.row.class);
-        }
-        tx.insert_jobs(&jobs).await?;
-        let records: Vec<Record> = fresh.iter().map(|new| submitted(new)).collect();
-        tx.append_events(&records).await?;
-        for job in jobs.iter().filter(|job| job.row.claimable) {
-            effects.openings.push(Opening {
-                class: job.row.class,
-                affinity: job.row.affinity.clone(),
-                not_before: 0,
-            });
-        }
-        effects.openings.extend(join_groups(tx, &fresh).await?);
+        insert_fresh(app, tx, &fresh, &mut result).await?;
     }
-    let answers = news.iter().map(|new| answer(new, &inserted, &known)).collect();
-    Ok((answers, effects))
+    result.answers = news
+        .iter()
+        .map(|new| match done.get(&new.build.id) {
+            Some(row) => Submitted::Created(row.clone()),
+            None => answer(new, &inserted, &known),
+        })
+        .collect();
+    Ok(result)
+}
+
+async fn insert_fresh(
+    app: &App,
+    tx: &mut dyn Tx,
+    fresh: &[&NewBuild],
+    result: &mut Inserted,
+) -> store::Result<()> {
+    let (ids, classes) = classes(app, tx, fresh).await?;
+    let mut jobs: Vec<NewJob> = fresh.iter().flat_map(|new| new.jobs.iter().cloned()).collect();
+    for job in &mut jobs {
+        job.row.class = ids.get(&job.row.class).copied().unwrap_or(job.row.class);
+    }
+    tx.insert_jobs(&jobs).await?;
+    let records: Vec<Record> = fresh.iter().map(|new| submitted(new)).collect();
+    tx.append_events(&records).await?;
+    let ready = jobs.iter().filter(|job| job.row.claimable).map(|job| Opening {
+        class: job.row.class,
+        affinity: job.row.affinity.clone(),
+        not_before: 0,
+    });
+    result.effects.openings.extend(ready);
+    result.effects.openings.extend(join_groups(tx, fresh).await?);
+    result.classes = classes;
+    Ok(())
 }
 
 fn answer(
@@ -384,13 +426,14 @@ fn submitted(new: &NewBuild) -> Record {
     }
 }
 
-/// From the id that a submission chose for a class to the id that the class has.
+/// From the id that a submission chose for a class to the id that the class has, and what was new here.
 async fn classes(
     app: &App,
     tx: &mut dyn Tx,
     news: &[&NewBuild],
-) -> store::Result<BTreeMap<ClassId, ClassId>> {
+) -> store::Result<(BTreeMap<ClassId, ClassId>, Vec<(ClassId, Class)>)> {
     let mut ids = BTreeMap::new();
+    let mut learned = vec![];
     let mut wanted: BTreeMap<&Class, ClassId> = BTreeMap::new();
     let all = || news.iter().flat_map(|new| &new.classes);
     for (id, class) in all() {
@@ -408,13 +451,14 @@ async fn classes(
         let stored = tx.ensure_classes(&rows).await?;
         let stored: BTreeMap<&Class, ClassId> =
             wanted.keys().copied().zip(stored.iter().copied()).collect();
+        learned.extend(stored.iter().map(|(class, id)| (*id, (*class).clone())));
         for (id, class) in all() {
             if let Some(known) = stored.get(class) {
                 ids.insert(*id, *known);
             }
         }
     }
-    Ok(ids)
+    Ok((ids, learned))
 }
 
 /// Makes the groups, and the first of their queued members claimable.

@@ -4,10 +4,24 @@ use kiln_core::{build::BuildState, job::State, session::Artifact};
 
 use super::*;
 use crate::app::Error;
+use crate::store::BuildFilter;
 
-#[tokio::test]
-async fn a_graph_runs_in_its_order_and_hands_artifacts_on() {
-    let world = World::in_memory();
+scenarios! {
+    a_graph_runs_in_its_order_and_hands_artifacts_on,
+    dependents_of_a_failure_are_skipped_to_the_end_of_a_long_chain,
+    an_allowed_failure_lets_its_dependents_run,
+    cancel_ends_what_waits_and_flags_what_runs,
+    cancel_of_one_job_cancels_its_dependents,
+    a_retry_opens_one_round_however_often_it_is_said,
+    a_retry_names_the_need_that_keeps_it_from_running,
+    a_key_names_one_submission,
+    what_is_wrong_with_a_submission_is_named_and_nothing_is_stored,
+    infrastructure_failures_are_tried_again_after_a_backoff,
+    ten_thousand_jobs_are_submitted_cancelled_and_retried,
+    pages_of_builds_meet_without_gap,
+}
+
+async fn a_graph_runs_in_its_order_and_hands_artifacts_on(world: World) {
     let session = world.connect("a", 4).await;
     let build = world.submit(vec![job("compile", &[]), job("test", &["compile"])]).await.build.id;
     assert_eq!(world.statuses(build).await, "compile:queued test:blocked");
@@ -30,9 +44,7 @@ async fn a_graph_runs_in_its_order_and_hands_artifacts_on() {
     world.stop().await;
 }
 
-#[tokio::test]
-async fn dependents_of_a_failure_are_skipped_to_the_end_of_a_long_chain() {
-    let world = World::in_memory();
+async fn dependents_of_a_failure_are_skipped_to_the_end_of_a_long_chain(world: World) {
     let session = world.connect("a", 1).await;
     let chain = (0..200)
         .map(|n: usize| {
@@ -51,9 +63,7 @@ async fn dependents_of_a_failure_are_skipped_to_the_end_of_a_long_chain() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn an_allowed_failure_lets_its_dependents_run() {
-    let world = World::in_memory();
+async fn an_allowed_failure_lets_its_dependents_run(world: World) {
     let session = world.connect("a", 1).await;
     let lint = JobSpec { allow_failure: true, ..job("lint", &[]) };
     let build = world.submit(vec![lint, job("last", &["lint"])]).await.build.id;
@@ -64,9 +74,7 @@ async fn an_allowed_failure_lets_its_dependents_run() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn cancel_ends_what_waits_and_flags_what_runs() {
-    let world = World::in_memory();
+async fn cancel_ends_what_waits_and_flags_what_runs(world: World) {
     let session = world.connect("a", 2).await;
     let specs =
         vec![job("runs", &[]), job("leased", &[]), job("queued", &[]), job("blocked", &["runs"])];
@@ -94,9 +102,7 @@ async fn cancel_ends_what_waits_and_flags_what_runs() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn cancel_of_one_job_cancels_its_dependents() {
-    let world = World::in_memory();
+async fn cancel_of_one_job_cancels_its_dependents(world: World) {
     let build = world.submit(vec![job("a", &[]), job("b", &["a"]), job("c", &[])]).await.build.id;
     let a = world.job(build, "a").await.job.id;
     world.app.cancel(build, Some(a), "").await.unwrap();
@@ -107,9 +113,7 @@ async fn cancel_of_one_job_cancels_its_dependents() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn a_retry_opens_one_round_however_often_it_is_said() {
-    let world = World::in_memory();
+async fn a_retry_opens_one_round_however_often_it_is_said(world: World) {
     let session = world.connect("a", 1).await;
     let specs =
         vec![job("ok", &[]), job("bad", &["ok"]), job("after", &["bad"]), job("last", &["after"])];
@@ -135,9 +139,7 @@ async fn a_retry_opens_one_round_however_often_it_is_said() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn a_retry_names_the_need_that_keeps_it_from_running() {
-    let world = World::in_memory();
+async fn a_retry_names_the_need_that_keeps_it_from_running(world: World) {
     let session = world.connect("a", 1).await;
     let build = world.submit(vec![job("bad", &[]), job("after", &["bad"])]).await.build.id;
     let bad = world.job(build, "bad").await.job.id;
@@ -153,9 +155,7 @@ async fn a_retry_names_the_need_that_keeps_it_from_running() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn a_key_names_one_submission() {
-    let world = World::in_memory();
+async fn a_key_names_one_submission(world: World) {
     let first = submission("default", Some("k"), jobs(2));
     let (build, created) = world.app.submit(first.clone()).await.unwrap();
     assert!(created);
@@ -163,12 +163,10 @@ async fn a_key_names_one_submission() {
     assert_eq!((again.build.id, created), (build.build.id, false));
     let error = world.app.submit(submission("default", Some("k"), jobs(3))).await.unwrap_err();
     assert!(matches!(error, Error::Exists { field: "key", .. }), "{error}");
-    assert_eq!(world.store.builds(&Default::default(), None, 10).await.unwrap().len(), 1);
+    assert_eq!(world.store.builds(&BuildFilter::default(), None, 10).await.unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn what_is_wrong_with_a_submission_is_named_and_nothing_is_stored() {
-    let world = World::in_memory();
+async fn what_is_wrong_with_a_submission_is_named_and_nothing_is_stored(world: World) {
     let error =
         world.app.submit(submission("default", None, vec![job("a", &["b"])])).await.unwrap_err();
     let Error::Invalid(violations) = error else { panic!("{error}") };
@@ -178,12 +176,10 @@ async fn what_is_wrong_with_a_submission_is_named_and_nothing_is_stored() {
     let error = world.app.submit(submission("default", Some(""), jobs(1))).await.unwrap_err();
     let Error::Invalid(violations) = error else { panic!("{error}") };
     assert_eq!(violations[0].field, "key");
-    assert_eq!(world.store.builds(&Default::default(), None, 10).await.unwrap(), []);
+    assert_eq!(world.store.builds(&BuildFilter::default(), None, 10).await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn infrastructure_failures_are_tried_again_after_a_backoff() {
-    let world = World::in_memory();
+async fn infrastructure_failures_are_tried_again_after_a_backoff(world: World) {
     let session = world.connect("a", 1).await;
     let build = world.submit(jobs(1)).await.build.id;
     let broken = || Outcome::failed(FailureKind::Infra, "no disk");
@@ -200,9 +196,7 @@ async fn infrastructure_failures_are_tried_again_after_a_backoff() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn ten_thousand_jobs_are_submitted_cancelled_and_retried() {
-    let world = World::in_memory();
+async fn ten_thousand_jobs_are_submitted_cancelled_and_retried(world: World) {
     let specs: Vec<JobSpec> = (0..10_000)
         .map(|n: usize| match n {
             0 => job("first", &[]),
@@ -221,9 +215,7 @@ async fn ten_thousand_jobs_are_submitted_cancelled_and_retried() {
     assert_eq!(world.store.inconsistent(1).await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn pages_of_builds_meet_without_gap() {
-    let world = World::in_memory();
+async fn pages_of_builds_meet_without_gap(world: World) {
     for n in 0..5 {
         world.clock.advance(n % 2);
         world.submit(jobs(1)).await;
@@ -232,7 +224,7 @@ async fn pages_of_builds_meet_without_gap() {
     let mut after = None;
     loop {
         let (page, next) =
-            world.app.builds(Some("default"), Default::default(), after, 2).await.unwrap();
+            world.app.builds(Some("default"), BuildFilter::default(), after, 2).await.unwrap();
         seen.extend(page.iter().map(|view| view.build.id));
         after = next;
         if next.is_none() {

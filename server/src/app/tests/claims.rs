@@ -8,14 +8,29 @@ use kiln_core::{
 
 use super::*;
 
+scenarios! {
+    a_group_runs_in_the_order_of_submission_and_blocked_members_hold_no_place,
+    what_holds_a_group_is_told,
+    a_lower_limit_of_a_group_bars_who_was_let_in_before,
+    a_claim_that_leaves_something_wakes_the_next,
+    a_job_that_is_kept_wakes_nobody_in_circles,
+    two_sessions_never_take_the_last_place_of_a_group_or_a_limit,
+    limits_and_pauses_of_a_project_hold,
+    three_thousand_jobs_of_one_project_keep_nobody_waiting,
+    an_agent_takes_no_more_than_its_slots_and_only_what_fits,
+    a_job_waits_shortly_for_the_agent_with_warm_caches,
+    the_sticky_wait_ends,
+    as_many_sessions_are_woken_as_there_are_jobs,
+    a_waiting_session_is_woken_by_a_submission_a_free_slot_and_the_end_of_a_backoff,
+    a_paused_agent_takes_nothing_and_a_pause_ends_by_itself,
+}
+
 fn in_group(name: &str, needs: &[&str], limit: u32) -> JobSpec {
     let concurrency = Some(ConcurrencyGroup { name: "deploy".into(), limit });
     JobSpec { concurrency, ..job(name, needs) }
 }
 
-#[tokio::test]
-async fn a_group_runs_in_the_order_of_submission_and_blocked_members_hold_no_place() {
-    let world = World::in_memory();
+async fn a_group_runs_in_the_order_of_submission_and_blocked_members_hold_no_place(world: World) {
     let session = world.connect("a", 8).await;
     let first = vec![in_group("later", &["slow"], 1), job("slow", &[])];
     let first = world.submit(first).await.build.id;
@@ -25,12 +40,8 @@ async fn a_group_runs_in_the_order_of_submission_and_blocked_members_hold_no_pla
     let given = world.claim(session).await;
     let names: Vec<_> = given.iter().map(|given| given.spec.name.as_str()).collect();
     assert_eq!(names, ["slow", "one"]);
-    assert!(given[1].exclusive && !given[0].exclusive);
+    assert_eq!((given[0].exclusive, given[1].exclusive), (false, true));
     assert_eq!(world.claim(session).await, [], "the group is full");
-    let two = world.job(third, "two").await.job.id;
-    let told = world.app.explain(two).await.unwrap();
-    assert_eq!(told.reasons[0].code, "CONCURRENCY_GROUP");
-    assert!(told.reasons[0].message.contains("one"), "{told:?}");
 
     for given in &given {
         world.start(session, given.lease).await;
@@ -41,14 +52,33 @@ async fn a_group_runs_in_the_order_of_submission_and_blocked_members_hold_no_pla
     assert_eq!(given.len(), 1);
     assert_eq!(given[0].spec.name, "later", "the earlier submission goes first");
     world.finish(session, given[0].lease, Outcome::Succeeded).await;
+    let two = world.job(third, "two").await.job.id;
     assert_eq!(world.claim(session).await[0].job, two);
     assert_eq!(world.statuses(second).await, "one:succeeded");
     world.check().await;
 }
 
-#[tokio::test]
-async fn two_sessions_never_take_the_last_place_of_a_group_or_a_limit() {
-    let world = World::in_memory();
+async fn what_holds_a_group_is_told(world: World) {
+    let session = world.connect("a", 2).await;
+    world.submit(vec![in_group("one", &[], 1)]).await;
+    let build = world.submit(vec![in_group("two", &[], 1)]).await.build.id;
+    assert_eq!(world.claim(session).await.len(), 1);
+    let two = world.job(build, "two").await.job.id;
+    let told = world.app.explain(two).await.unwrap();
+    assert_eq!(told.reasons[0].code, "CONCURRENCY_GROUP");
+    assert!(told.reasons[0].message.contains("one"), "{told:?}");
+}
+
+async fn a_lower_limit_of_a_group_bars_who_was_let_in_before(world: World) {
+    let session = world.connect("a", 8).await;
+    let build = world.submit((0..4).map(|n| in_group(&format!("j{n}"), &[], 3)).collect()).await;
+    let last = world.submit(vec![in_group("last", &[], 1)]).await;
+    assert_eq!(world.claim(session).await.len(), 1);
+    assert_eq!(world.statuses(build.build.id).await, "j0:leased j1:queued j2:queued j3:queued");
+    assert_eq!(world.statuses(last.build.id).await, "last:queued");
+}
+
+async fn two_sessions_never_take_the_last_place_of_a_group_or_a_limit(world: World) {
     world.app.create_project("small", None, 1).await.unwrap();
     let sessions = [world.connect("a", 4).await, world.connect("b", 4).await];
     world.submit_to("small", jobs(4)).await;
@@ -60,9 +90,7 @@ async fn two_sessions_never_take_the_last_place_of_a_group_or_a_limit() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn limits_and_pauses_of_a_project_hold() {
-    let world = World::in_memory();
+async fn limits_and_pauses_of_a_project_hold(world: World) {
     world.app.create_project("p", None, 2).await.unwrap();
     let session = world.connect("a", 8).await;
     let build = world.submit_to("p", jobs(5)).await.build.id;
@@ -79,9 +107,7 @@ async fn limits_and_pauses_of_a_project_hold() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn three_thousand_jobs_of_one_project_keep_nobody_waiting() {
-    let world = World::in_memory();
+async fn three_thousand_jobs_of_one_project_keep_nobody_waiting(world: World) {
     for name in ["big", "little"] {
         world.app.create_project(name, None, 0).await.unwrap();
     }
@@ -94,9 +120,7 @@ async fn three_thousand_jobs_of_one_project_keep_nobody_waiting() {
     assert_eq!((given.len(), little), (4, 2));
 }
 
-#[tokio::test]
-async fn an_agent_takes_no_more_than_its_slots_and_only_what_fits() {
-    let world = World::in_memory();
+async fn an_agent_takes_no_more_than_its_slots_and_only_what_fits(world: World) {
     let session = world.connect("a", 3).await;
     let arm = JobSpec {
         constraints: kiln_core::spec::Constraints { arch: "arm64".into(), ..Default::default() },
@@ -113,9 +137,7 @@ async fn an_agent_takes_no_more_than_its_slots_and_only_what_fits() {
     assert!(!told.agents[0].fits);
 }
 
-#[tokio::test]
-async fn a_job_waits_shortly_for_the_agent_with_warm_caches() {
-    let world = World::in_memory();
+async fn a_job_waits_shortly_for_the_agent_with_warm_caches(world: World) {
     let warm = world.connect("warm", 1).await;
     let cold = world.connect("cold", 1).await;
     let source = Some(Source::Git {
@@ -140,9 +162,7 @@ async fn a_job_waits_shortly_for_the_agent_with_warm_caches() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn the_sticky_wait_ends() {
-    let world = World::in_memory();
+async fn the_sticky_wait_ends(world: World) {
     let warm = world.connect("warm", 1).await;
     let cold = world.connect("cold", 1).await;
     world.submit(jobs(1)).await;
@@ -153,9 +173,8 @@ async fn the_sticky_wait_ends() {
     assert_eq!(world.claim(cold).await.len(), 1);
 }
 
-#[tokio::test]
-async fn as_many_sessions_are_woken_as_there_are_jobs() {
-    let world = World::in_memory();
+async fn as_many_sessions_are_woken_as_there_are_jobs(world: World) {
+    let world = world.deaf();
     let mut sessions = vec![];
     for n in 0..4 {
         let session = world.connect(&format!("agent-{n}"), 1).await;
@@ -168,30 +187,54 @@ async fn as_many_sessions_are_woken_as_there_are_jobs() {
     for wait in &mut waits {
         assert!(wait.as_mut().now_or_never().is_none(), "nothing is there");
     }
-    // Only what the commit itself wakes: the task that hears hints has not run yet.
-    let effects = crate::store::jobs::Effects {
-        openings: vec![
-            crate::store::jobs::Opening {
-                class: kiln_core::id::ClassId::from_uuid(Uuid::from_u128(1)),
-                affinity: String::new(),
-                not_before: 0,
-            };
-            2
-        ],
-        ..Default::default()
-    };
-    world.app.0.dispatch.follow(&world.app, effects);
+    world.submit(jobs(2)).await;
     let woken = waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).count();
     assert_eq!(woken, 2);
 }
 
-#[tokio::test]
-async fn a_waiting_session_is_woken_by_a_submission_a_free_slot_and_the_end_of_a_backoff() {
-    let world = World::in_memory();
+async fn a_claim_that_leaves_something_wakes_the_next(world: World) {
+    let world = world.deaf();
+    let mut sessions = vec![];
+    for n in 0..3 {
+        let session = world.connect(&format!("agent-{n}"), 1).await;
+        world.app.claimable(session).await;
+        assert_eq!(world.claim(session).await, []);
+        sessions.push(session);
+    }
+    world.submit(jobs(3)).await;
+    let worked = sessions.iter().map(|session| async {
+        world.app.claimable(*session).await;
+        world.claim(*session).await.len()
+    });
+    assert_eq!(futures::future::join_all(worked).await, [1, 1, 1]);
+}
+
+async fn a_job_that_is_kept_wakes_nobody_in_circles(world: World) {
+    let world = world.deaf();
+    let warm = world.connect("warm", 1).await;
+    let cold = [world.connect("b", 1).await, world.connect("c", 1).await];
+    world.submit(jobs(1)).await;
+    world.run_one(warm, Outcome::Succeeded).await;
+    world.submit(jobs(1)).await;
+    assert_eq!(world.claim(cold[1]).await, []);
+    let mut other = Box::pin(world.app.claimable(cold[1]));
+    assert!(other.as_mut().now_or_never().is_none());
+    assert_eq!(world.claim(cold[0]).await, []);
+    assert!(other.as_mut().now_or_never().is_none(), "it would find the same and wake the first");
+    // Each waits for the end of the sticky wait instead.
+    let wait = Duration::from_millis(u64::try_from(STICKY_MS).unwrap());
+    for session in cold {
+        assert_eq!(world.app.0.dispatch.next_claim(session), Some(wait));
+    }
+}
+
+async fn a_waiting_session_is_woken_by_a_submission_a_free_slot_and_the_end_of_a_backoff(
+    world: World,
+) {
     let session = world.connect("a", 1).await;
     world.app.claimable(session).await;
     assert_eq!(world.claim(session).await, []);
-    let (_, build) = tokio::join!(world.app.claimable(session), world.submit(jobs(2)));
+    let ((), build) = tokio::join!(world.app.claimable(session), world.submit(jobs(2)));
     let given = world.claim(session).await;
     assert_eq!(given.len(), 1);
     world.start(session, given[0].lease).await;
@@ -209,9 +252,7 @@ async fn a_waiting_session_is_woken_by_a_submission_a_free_slot_and_the_end_of_a
     assert_eq!(world.statuses(build.build.id).await, "j0:leased j1:succeeded");
 }
 
-#[tokio::test]
-async fn a_paused_agent_takes_nothing_and_a_pause_ends_by_itself() {
-    let world = World::in_memory();
+async fn a_paused_agent_takes_nothing_and_a_pause_ends_by_itself(world: World) {
     let session = world.connect("a", 1).await;
     world.app.pause_agent("a", "disk swap", Some(5_000)).await.unwrap();
     let build = world.submit(jobs(1)).await.build.id;

@@ -4,11 +4,18 @@ use futures::future::join_all;
 use kiln_core::build::BuildState;
 
 use super::*;
+use crate::app::submit::{Submitted, insert};
+use crate::store::BuildFilter;
+
+scenarios! {
+    jobs_that_end_at_once_settle_their_build,
+    submissions_with_one_key_at_once_make_one_build,
+    claims_of_one_group_share_the_jobs,
+    shutdown_answers_what_was_asked,
+}
 
 /// † Folding over a snapshot would leave the build running for ever and its dependent blocked.
-#[tokio::test]
-async fn jobs_that_end_at_once_settle_their_build() {
-    let world = World::in_memory();
+async fn jobs_that_end_at_once_settle_their_build(world: World) {
     let session = world.connect("a", 50).await;
     let mut specs = jobs(50);
     let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
@@ -34,7 +41,7 @@ async fn a_group_that_fails_is_committed_one_by_one_and_nobody_notices() {
     let builds = join_all((0..20).map(|_| world.submit(jobs(2)))).await;
     let ids: std::collections::BTreeSet<_> = builds.iter().map(|view| view.build.id).collect();
     assert_eq!(ids.len(), 20);
-    assert_eq!(world.store.builds(&Default::default(), None, 100).await.unwrap().len(), 21);
+    assert_eq!(world.store.builds(&BuildFilter::default(), None, 100).await.unwrap().len(), 21);
     world.check().await;
 }
 
@@ -53,9 +60,7 @@ async fn a_database_that_stays_away_is_an_error_and_nothing_is_acknowledged() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn submissions_with_one_key_at_once_make_one_build() {
-    let world = World::in_memory();
+async fn submissions_with_one_key_at_once_make_one_build(world: World) {
     let asked = (0..10).map(|_| world.app.submit(submission("default", Some("k"), jobs(1))));
     let answers: Vec<_> = join_all(asked).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(answers.iter().filter(|(_, created)| *created).count(), 1);
@@ -63,9 +68,7 @@ async fn submissions_with_one_key_at_once_make_one_build() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn claims_of_one_group_share_the_jobs() {
-    let world = World::in_memory();
+async fn claims_of_one_group_share_the_jobs(world: World) {
     let mut sessions = vec![];
     for n in 0..10 {
         sessions.push(world.connect(&format!("agent-{n}"), 3).await);
@@ -80,9 +83,7 @@ async fn claims_of_one_group_share_the_jobs() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn shutdown_answers_what_was_asked() {
-    let world = World::in_memory();
+async fn shutdown_answers_what_was_asked(world: World) {
     world.submit(jobs(1)).await;
     let app = world.app.clone();
     let asked = join_all((0..50).map(|_| app.submit(submission("default", None, jobs(1)))));
@@ -90,4 +91,20 @@ async fn shutdown_answers_what_was_asked() {
     assert!(answers.iter().all(Result::is_ok));
     let late = app.submit(submission("default", None, jobs(1))).await.unwrap_err();
     assert!(matches!(late, crate::app::Error::Busy(_)), "{late}");
+}
+
+/// A commit whose answer was lost may have been done: the same build must not be made twice.
+#[tokio::test]
+async fn a_submission_whose_commit_was_done_after_all_is_found_again() {
+    let world = World::in_memory();
+    let asked = submission("default", None, jobs(2));
+    let new = world.app.prepare(asked).await.unwrap().0;
+    for again in [false, true] {
+        let mut tx = world.store.begin().await.unwrap();
+        let inserted = insert(&world.app, &mut *tx, &[&new], again).await.unwrap();
+        assert!(matches!(&inserted.answers[0], Submitted::Created(row) if row.id == new.build.id));
+        tx.commit().await.unwrap();
+    }
+    assert_eq!(world.store.jobs_of(new.build.id).await.unwrap().len(), 2);
+    world.check().await;
 }

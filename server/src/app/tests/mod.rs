@@ -1,5 +1,19 @@
 //! The use cases as scenarios over a store. Each takes a [`World`], so that it can run on any store.
 
+/// Each of these scenarios on each store.
+macro_rules! scenarios {
+    ($($name:ident),* $(,)?) => {
+        mod memory {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name(super::World::in_memory()).await;
+                }
+            )*
+        }
+    };
+}
+
 mod builds;
 mod claims;
 mod commits;
@@ -91,11 +105,22 @@ impl World {
 
     /// One more replica over the same rows.
     fn beside(store: SharedStore, clock: Arc<FakeClock>) -> Self {
+        let world = Self::idle(store, clock);
+        world.app.start(&world.tracker, &world.shutdown);
+        world
+    }
+
+    /// A replica that commits, but hears no hints and keeps no timers: only its own commits wake anybody.
+    fn deaf(self) -> Self {
+        let world = Self::idle(Arc::clone(&self.store), Arc::clone(&self.clock));
+        world.app.0.committer.start(&world.app, &world.tracker, &world.shutdown, 1);
+        world
+    }
+
+    fn idle(store: SharedStore, clock: Arc<FakeClock>) -> Self {
         let wake = Arc::new(Local::default());
         let app = App::new(Arc::clone(&store), wake, Arc::clone(&clock) as _, Timing::default());
-        let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        app.start(&tracker, &shutdown);
-        Self { app, store, clock, shutdown, tracker }
+        Self { app, store, clock, shutdown: CancellationToken::new(), tracker: TaskTracker::new() }
     }
 
     fn in_memory() -> Self {

@@ -4,9 +4,18 @@ use kiln_core::{agent::Load, build::Counts};
 
 use super::*;
 
+scenarios! {
+    what_no_agent_takes_ends_with_its_queue_timeout,
+    counts_that_differ_are_repaired,
+    a_session_that_is_silent_for_the_grace_time_is_dead,
+    a_session_that_beats_lives,
+    an_outage_longer_than_the_grace_time_expires_nothing,
+    a_clock_that_jumps_expires_nothing,
+    a_dead_agent_does_not_keep_a_cancelled_job_alive,
+}
+
 /// A running job of an agent that this replica does not hear itself.
-async fn running(store: SharedStore) -> (World, World, SessionId, BuildId) {
-    let edge = World::over(store);
+async fn running(edge: World) -> (World, World, SessionId, BuildId) {
     let session = edge.connect("a", 1).await;
     let build = edge.submit(jobs(1)).await.build.id;
     let given = edge.claim(session).await.remove(0);
@@ -23,9 +32,8 @@ async fn sweep_for(world: &World, seconds: u64) {
     }
 }
 
-#[tokio::test]
-async fn a_session_that_is_silent_for_the_grace_time_is_dead() {
-    let (edge, reaper, session, build) = running(Arc::new(Memory::default())).await;
+async fn a_session_that_is_silent_for_the_grace_time_is_dead(world: World) {
+    let (edge, reaper, session, build) = running(world).await;
     sweep_for(&reaper, 60).await;
     assert_eq!(edge.statuses(build).await, "j0:running", "55 s are less than the grace time");
     sweep_for(&reaper, 10).await;
@@ -35,9 +43,8 @@ async fn a_session_that_is_silent_for_the_grace_time_is_dead() {
     edge.check().await;
 }
 
-#[tokio::test]
-async fn a_session_that_beats_lives() {
-    let (edge, reaper, session, build) = running(Arc::new(Memory::default())).await;
+async fn a_session_that_beats_lives(world: World) {
+    let (edge, reaper, session, build) = running(world).await;
     for _ in 0..10 {
         sweep_for(&reaper, 50).await;
         assert!(edge.app.beat(session, Load::default()).await.unwrap());
@@ -45,9 +52,8 @@ async fn a_session_that_beats_lives() {
     assert_eq!(edge.statuses(build).await, "j0:running");
 }
 
-#[tokio::test]
-async fn an_outage_longer_than_the_grace_time_expires_nothing() {
-    let (edge, reaper, session, build) = running(Arc::new(Memory::default())).await;
+async fn an_outage_longer_than_the_grace_time_expires_nothing(world: World) {
+    let (edge, reaper, session, build) = running(world).await;
     sweep_for(&reaper, 55).await;
     reaper.clock.advance(3_600_000);
     sweep_for(&reaper, 60).await;
@@ -57,9 +63,8 @@ async fn an_outage_longer_than_the_grace_time_expires_nothing() {
     assert_eq!(edge.statuses(build).await, "j0:running");
 }
 
-#[tokio::test]
-async fn a_clock_that_jumps_expires_nothing() {
-    let (edge, reaper, _, build) = running(Arc::new(Memory::default())).await;
+async fn a_clock_that_jumps_expires_nothing(world: World) {
+    let (edge, reaper, _, build) = running(world).await;
     sweep_for(&reaper, 30).await;
     reaper.clock.jump(1_000 * 3_600);
     sweep_for(&reaper, 20).await;
@@ -71,7 +76,7 @@ async fn a_clock_that_jumps_expires_nothing() {
 #[tokio::test]
 async fn a_replica_that_hears_an_agent_itself_never_gives_it_up() {
     let memory = Memory::default();
-    let (edge, _, session, build) = running(Arc::new(memory.clone())).await;
+    let (edge, _, session, build) = running(World::over(Arc::new(memory.clone()))).await;
     for _ in 0..40 {
         memory.fail_next_commit(1);
         assert!(edge.app.beat(session, Load::default()).await.is_err(), "the beat is not stored");
@@ -80,9 +85,8 @@ async fn a_replica_that_hears_an_agent_itself_never_gives_it_up() {
     assert_eq!(edge.statuses(build).await, "j0:running");
 }
 
-#[tokio::test]
-async fn a_dead_agent_does_not_keep_a_cancelled_job_alive() {
-    let (edge, reaper, _, build) = running(Arc::new(Memory::default())).await;
+async fn a_dead_agent_does_not_keep_a_cancelled_job_alive(world: World) {
+    let (edge, reaper, _, build) = running(world).await;
     edge.app.cancel(build, None, "").await.unwrap();
     assert_eq!(edge.statuses(build).await, "j0:running");
     sweep_for(&reaper, 70).await;
@@ -90,9 +94,7 @@ async fn a_dead_agent_does_not_keep_a_cancelled_job_alive() {
     edge.check().await;
 }
 
-#[tokio::test]
-async fn what_no_agent_takes_ends_with_its_queue_timeout() {
-    let world = World::in_memory();
+async fn what_no_agent_takes_ends_with_its_queue_timeout(world: World) {
     let mut spec = job("j", &[]);
     spec.timeouts.queue_ms = 30_000;
     let build = world.submit(vec![spec, job("after", &["j"])]).await.build.id;
@@ -105,9 +107,7 @@ async fn what_no_agent_takes_ends_with_its_queue_timeout() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn counts_that_differ_are_repaired() {
-    let world = World::in_memory();
+async fn counts_that_differ_are_repaired(world: World) {
     let build = world.submit(vec![job("a", &[]), job("b", &["a"])]).await.build.id;
     let mut tx = world.store.begin().await.unwrap();
     let mut row = tx.lock_builds(&[build]).await.unwrap().remove(0);

@@ -5,6 +5,18 @@ use kiln_core::{agent::Load, job::MAX_RETURNS, session::LeasePhase};
 use super::*;
 use crate::app::Error;
 
+scenarios! {
+    an_agent_that_forgot_everything_gives_back_and_loses,
+    listed_leases_go_on_in_the_new_session,
+    a_result_is_kept_until_it_is_acknowledged_and_an_old_lease_is_abandoned,
+    another_agent_has_no_say_in_a_lease,
+    a_closed_session_claims_nothing,
+    a_copy_of_an_identity_is_refused_while_the_other_one_lives,
+    giving_back_spends_no_attempt_and_ends_after_ten_times,
+    giving_back_what_was_started_is_a_failure_of_the_machinery,
+    an_evicted_agent_loses_its_leases_and_its_cancelled_jobs_end,
+}
+
 /// Two jobs given to an agent, the second of them started.
 async fn one_leased_one_running(world: &World) -> (AgentId, BuildId, Vec<Assignment>) {
     let agent = world.enrol("a").await;
@@ -15,9 +27,7 @@ async fn one_leased_one_running(world: &World) -> (AgentId, BuildId, Vec<Assignm
     (agent, build, given)
 }
 
-#[tokio::test]
-async fn an_agent_that_forgot_everything_gives_back_and_loses() {
-    let world = World::in_memory();
+async fn an_agent_that_forgot_everything_gives_back_and_loses(world: World) {
     let (agent, build, _) = one_leased_one_running(&world).await;
     let welcome = world.hello(agent, 2, 2, &[]).await;
     assert!(welcome.reconciled.keep.is_empty());
@@ -31,9 +41,7 @@ async fn an_agent_that_forgot_everything_gives_back_and_loses() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn listed_leases_go_on_in_the_new_session() {
-    let world = World::in_memory();
+async fn listed_leases_go_on_in_the_new_session(world: World) {
     let (agent, build, given) = one_leased_one_running(&world).await;
     let journal = [(given[0].lease, Held::Taken), (given[1].lease, Held::Running)];
     let welcome = world.hello(agent, 2, 2, &journal).await;
@@ -52,9 +60,7 @@ async fn listed_leases_go_on_in_the_new_session() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn a_result_is_kept_until_it_is_acknowledged_and_an_old_lease_is_abandoned() {
-    let world = World::in_memory();
+async fn a_result_is_kept_until_it_is_acknowledged_and_an_old_lease_is_abandoned(world: World) {
     let (agent, build, given) = one_leased_one_running(&world).await;
     let session = world.hello(agent, 2, 2, &[(given[1].lease, Held::Running)]).await.session;
     world.finish(session, given[1].lease, Outcome::Succeeded).await;
@@ -69,9 +75,7 @@ async fn a_result_is_kept_until_it_is_acknowledged_and_an_old_lease_is_abandoned
     world.check().await;
 }
 
-#[tokio::test]
-async fn another_agent_has_no_say_in_a_lease() {
-    let world = World::in_memory();
+async fn another_agent_has_no_say_in_a_lease(world: World) {
     let (_, build, given) = one_leased_one_running(&world).await;
     let other = world.enrol("other").await;
     let welcome = world.hello(other, 1, 1, &[(given[1].lease, Held::Running)]).await;
@@ -81,9 +85,7 @@ async fn another_agent_has_no_say_in_a_lease() {
     assert_eq!(world.statuses(build).await, "j0:leased j1:running");
 }
 
-#[tokio::test]
-async fn a_closed_session_claims_nothing() {
-    let world = World::in_memory();
+async fn a_closed_session_claims_nothing(world: World) {
     let agent = world.enrol("a").await;
     let old = world.hello(agent, 1, 1, &[]).await.session;
     world.submit(jobs(1)).await;
@@ -94,9 +96,7 @@ async fn a_closed_session_claims_nothing() {
     assert_eq!(world.claim(new).await.len(), 1);
 }
 
-#[tokio::test]
-async fn a_copy_of_an_identity_is_refused_while_the_other_one_lives() {
-    let world = World::in_memory();
+async fn a_copy_of_an_identity_is_refused_while_the_other_one_lives(world: World) {
     let agent = world.enrol("a").await;
     let first = world.hello(agent, 5, 1, &[]).await.session;
     let copy = Hello { instance: "copy".into(), epoch: 5, profile: profile(1), journal: vec![] };
@@ -108,9 +108,7 @@ async fn a_copy_of_an_identity_is_refused_while_the_other_one_lives() {
     assert!(!world.app.beat(first, Load::default()).await.unwrap());
 }
 
-#[tokio::test]
-async fn giving_back_spends_no_attempt_and_ends_after_ten_times() {
-    let world = World::in_memory();
+async fn giving_back_spends_no_attempt_and_ends_after_ten_times(world: World) {
     let session = world.connect("a", 1).await;
     let build = world.submit(jobs(1)).await.build.id;
     for _ in 0..=MAX_RETURNS {
@@ -128,9 +126,7 @@ async fn giving_back_spends_no_attempt_and_ends_after_ten_times() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn giving_back_what_was_started_is_a_failure_of_the_machinery() {
-    let world = World::in_memory();
+async fn giving_back_what_was_started_is_a_failure_of_the_machinery(world: World) {
     let session = world.connect("a", 1).await;
     let build = world.submit(jobs(1)).await.build.id;
     let given = world.claim(session).await.remove(0);
@@ -142,9 +138,7 @@ async fn giving_back_what_was_started_is_a_failure_of_the_machinery() {
     world.check().await;
 }
 
-#[tokio::test]
-async fn an_evicted_agent_loses_its_leases_and_its_cancelled_jobs_end() {
-    let world = World::in_memory();
+async fn an_evicted_agent_loses_its_leases_and_its_cancelled_jobs_end(world: World) {
     let (agent, build, given) = one_leased_one_running(&world).await;
     world.app.cancel(build, Some(given[1].job), "").await.unwrap();
     assert_eq!(world.app.evict_agent("a").await.unwrap(), 2);

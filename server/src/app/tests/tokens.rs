@@ -8,9 +8,15 @@ use crate::{
     store::Role,
 };
 
-#[tokio::test]
-async fn a_token_is_known_by_its_secret_until_it_expires_or_is_revoked() {
-    let world = World::in_memory();
+scenarios! {
+    a_token_is_known_by_its_secret_until_it_expires_or_is_revoked,
+    an_enroller_token_makes_one_agent_and_repeats_its_answer_for_a_while,
+    an_agent_is_known_by_its_credential,
+    what_can_not_enrol_is_refused,
+    the_first_administrator_is_made_once,
+}
+
+async fn a_token_is_known_by_its_secret_until_it_expires_or_is_revoked(world: World) {
     let (row, secret) =
         world.app.create_token("ci", Role::Submitter, None, Some(1_000)).await.unwrap();
     let principal = world.app.authenticate(&secret).await.unwrap();
@@ -37,9 +43,7 @@ async fn a_token_is_known_by_its_secret_until_it_expires_or_is_revoked() {
     assert!(matches!(world.app.revoke_token(row.id).await, Err(Error::NotFound { .. })));
 }
 
-#[tokio::test]
-async fn an_enroller_token_makes_one_agent_and_repeats_its_answer_for_a_while() {
-    let world = World::in_memory();
+async fn an_enroller_token_makes_one_agent_and_repeats_its_answer_for_a_while(world: World) {
     let (_, secret) = world.app.create_token("enrol", Role::Enroller, None, None).await.unwrap();
     let credential = [7_u8; 32];
     let digest = Sha256::digest(credential);
@@ -55,14 +59,11 @@ async fn an_enroller_token_makes_one_agent_and_repeats_its_answer_for_a_while() 
     assert!(matches!(enroll("other", digest.to_vec()).await, Err(Error::Denied(_))));
     world.clock.advance(10 * 60 * 1_000);
     assert!(matches!(enroll("box", digest.to_vec()).await, Err(Error::Denied(_))));
+}
 
-    let hex = "07".repeat(32);
-    let bearer = format!("{agent}.{hex}");
-    let principal = world.app.authenticate(&bearer).await.unwrap();
-    assert_eq!(principal, Principal::Agent { id: agent, name: "box".into() });
-    let forged = format!("{agent}.{}", "08".repeat(32));
-    assert!(matches!(world.app.authenticate(&forged).await, Err(Error::Unauthenticated(_))));
-
+async fn what_can_not_enrol_is_refused(world: World) {
+    let (_, secret) = world.app.create_token("enrol", Role::Enroller, None, None).await.unwrap();
+    world.app.enroll(&secret, "box", &[8; 32]).await.unwrap();
     let (_, second) = world.app.create_token("enrol-2", Role::Enroller, None, None).await.unwrap();
     let error = world.app.enroll(&second, "box", &[9; 32]).await.unwrap_err();
     assert!(matches!(error, Error::Exists { field: "name", .. }), "{error}");
@@ -70,9 +71,19 @@ async fn an_enroller_token_makes_one_agent_and_repeats_its_answer_for_a_while() 
     assert!(matches!(world.app.enroll(&reader, "y", &[9; 32]).await, Err(Error::Denied(_))));
 }
 
-#[tokio::test]
-async fn the_first_administrator_is_made_once() {
-    let world = World::in_memory();
+async fn an_agent_is_known_by_its_credential(world: World) {
+    let (_, secret) = world.app.create_token("enrol", Role::Enroller, None, None).await.unwrap();
+    let digest = Sha256::digest([7_u8; 32]);
+    let agent = world.app.enroll(&secret, "box", &digest).await.unwrap();
+    let hex = "07".repeat(32);
+    let bearer = format!("{agent}.{hex}");
+    let principal = world.app.authenticate(&bearer).await.unwrap();
+    assert_eq!(principal, Principal::Agent { id: agent, name: "box".into() });
+    let forged = format!("{agent}.{}", "08".repeat(32));
+    assert!(matches!(world.app.authenticate(&forged).await, Err(Error::Unauthenticated(_))));
+}
+
+async fn the_first_administrator_is_made_once(world: World) {
     let secret = format!("kiln_{}_{}", "0".repeat(31) + "1", "a".repeat(43));
     world.app.ensure_admin_token("admin", &secret).await.unwrap();
     let other = format!("kiln_{}_{}", "0".repeat(31) + "2", "b".repeat(43));
