@@ -5,7 +5,7 @@ mod common;
 
 use std::{collections::BTreeMap, env, fs, os::unix::fs::MetadataExt, process::Command};
 
-use common::{LIMIT, assignment, lease, log, rig::rig, run, run_in, script_spec, until};
+use common::{LIMIT, assignment, log, other_agent, rig::rig, run, script_spec, until};
 use kiln_agent::{
     backend::{Backend, docker},
     run::Secret,
@@ -202,35 +202,18 @@ async fn a_cancel_and_a_stall_end_the_container() {
     assert_eq!(rig.end(&second, spec).await.unwrap_err().kind, FailureKind::Stalled);
 }
 
-/// Not a test: the agent that is killed in the next one.
-#[tokio::test]
-#[ignore = "run by the_container_survives_its_agent"]
-async fn agent_that_will_be_killed() {
-    let rig = rig().unwrap();
-    let lease = env::var("KILN_TEST_LEASE").unwrap().parse().unwrap();
-    let run = run_in(env::var("KILN_TEST_LEASE_DIR").unwrap().as_ref(), lease);
-    let _killed = rig.backend("survivor").run(&assignment(&run, rig.spec(LINES)), &run).await;
-}
-
-const LINES: &str =
-    "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.005; done; exit 7";
-
 #[tokio::test]
 async fn the_container_survives_its_agent() {
     let Some(rig) = rig() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let run = run_in(dir.path(), lease());
-    let mut agent = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "agent_that_will_be_killed", "--ignored"])
-        .env("KILN_TEST_LEASE_DIR", dir.path())
-        .env("KILN_TEST_LEASE", run.lease.to_string())
-        .spawn()
-        .unwrap();
+    let (_dir, run) = run();
+    let text = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.005; done; exit 7";
+    let spec = JobSpec { backend: "docker".to_owned(), ..rig.spec(text) };
+    let mut agent = other_agent(&run, spec.clone(), &rig.config()).spawn().unwrap();
     until("the job prints", || log(&run).contains("line 3\n")).await;
     agent.kill().unwrap();
     agent.wait().unwrap();
     let handle = run.folder.remembered().unwrap().unwrap();
-    let (backend, job) = (rig.backend("survivor"), assignment(&run, rig.spec(LINES)));
+    let (backend, job) = (rig.backend("survivor"), assignment(&run, spec));
     let failure = timeout(LIMIT, backend.adopt(&job, &run, &handle)).await.unwrap().unwrap_err();
     assert_eq!((failure.kind, failure.exit_code), (FailureKind::User, Some(7)));
     let wanted: String = (0..300).flat_map(|i| [format!("line {i}\n")]).collect();
@@ -324,38 +307,37 @@ async fn an_image_without_a_shell_runs_a_command() {
     rig.docker(&["rmi", &image]);
 }
 
-/// Not a test: an agent of another user, for the next one.
-#[tokio::test]
-#[ignore = "run by an_agent_that_is_not_root_can_remove_what_containers_left"]
-async fn agent_without_root() {
-    let rig = rig().unwrap();
-    let run = run_in(env::var("KILN_TEST_LEASE_DIR").unwrap().as_ref(), lease());
-    let text = "mkdir made; echo x >made/file; chmod -R 700 made; id -u";
-    rig.end(&run, rig.spec(text)).await.unwrap();
-    assert_eq!(log(&run), "0\n");
-    fs::remove_dir_all(run.workspace()).unwrap();
-}
-
 #[tokio::test]
 async fn an_agent_that_is_not_root_can_remove_what_containers_left() {
     let Some(rig) = rig() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let prepared = std::os::unix::fs::chown(dir.path(), Some(1_000), None);
+    let (_dir, run) = run();
+    let text = "mkdir made; echo x >made/file; chmod -R 700 made; id -u";
+    let spec = JobSpec { backend: "docker".to_owned(), ..rig.spec(text) };
+    let agent = other_agent(&run, spec, &rig.config());
     let group = fs::metadata(rig.host.trim_start_matches("unix://")).unwrap().gid();
-    let user = ["--reuid=1000", &format!("--regid={group}"), "--clear-groups"];
-    let can_reach =
-        Command::new("setpriv").args(user).args(["docker", "-H", &rig.host, "version"]).output();
-    if prepared.is_err() || !can_reach.is_ok_and(|output| output.status.success()) {
+    let as_user = |command: &Command| {
+        let mut user = Command::new("setpriv");
+        user.args(["--reuid=1000", &format!("--regid={group}"), "--clear-groups"]);
+        user.arg(command.get_program()).args(command.get_args()).output()
+    };
+    let mut version = Command::new("docker");
+    version.args(["-H", &rig.host, "version"]);
+    let mut chown = Command::new("chown");
+    chown.args(["-R", "1000"]).arg(run.dir());
+    if !chown.status().unwrap().success()
+        || !as_user(&version).is_ok_and(|output| output.status.success())
+    {
         println!("skipped: no other user of this machine reaches the engine");
         return;
     }
-    let status = Command::new("setpriv")
-        .args(user)
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", "agent_without_root", "--ignored"])
-        .env("KILN_TEST_LEASE_DIR", dir.path().join("lease"))
-        .status();
-    assert!(status.unwrap().success());
+    let output = as_user(&agent).unwrap();
+    assert!(output.status.success(), "{output:?} {}", log(&run));
+    assert_eq!(log(&run), "0\n", "it is root in the container");
+    let mut remove = Command::new("rm");
+    remove.arg("-r").arg(run.workspace());
+    let output = as_user(&remove).unwrap();
+    assert!(!run.workspace().join("made").exists(), "{output:?}");
+    rig.docker(&["rm", "-f", &format!("kiln-{}", run.lease)]);
 }
 
 #[tokio::test]

@@ -6,13 +6,17 @@ mod common;
 
 use std::{fs, process::Command, time::Instant};
 
-use common::{LIMIT, contain, is_alive, lease, log, number, run, run_in, script, task, until};
+use common::{
+    LIMIT, contain, is_alive, lease, log, number, other_agent, run, run_in, script, script_spec,
+    task, until,
+};
 use kiln_agent::{
+    backend,
     cgroup::{Limits, Want},
     run::Run,
     supervisor::{Ending, Exit, Task, Work},
 };
-use kiln_core::outcome::FailureKind;
+use kiln_core::{outcome::FailureKind, spec::JobSpec};
 use tokio::time::timeout;
 
 async fn end(run: &Run, task: Task) -> Exit {
@@ -210,26 +214,12 @@ fn signal(pid: i32, name: &str) {
     assert!(status.unwrap().success());
 }
 
-/// Not a test: the agent that is killed in the next one.
-#[tokio::test]
-#[ignore = "run by the_job_survives_its_agent"]
-async fn agent_that_will_be_killed() {
-    let dir = std::env::var("KILN_TEST_LEASE_DIR").unwrap();
-    let run = run_in(dir.as_ref(), lease());
-    let text = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.005; done; exit 7";
-    let task = script(&run, text);
-    end(&run, task).await;
-}
-
 #[tokio::test]
 async fn the_job_survives_its_agent() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut agent = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "agent_that_will_be_killed", "--ignored"])
-        .env("KILN_TEST_LEASE_DIR", dir.path())
-        .spawn()
-        .unwrap();
-    let run = run_in(dir.path(), lease());
+    let (_dir, run) = run();
+    let text = "i=0; while [ $i -lt 300 ]; do echo line $i; i=$((i+1)); sleep 0.005; done; exit 7";
+    let spec = JobSpec { backend: "shell".to_owned(), ..script_spec(text) };
+    let mut agent = other_agent(&run, spec, &backend::Config::default()).spawn().unwrap();
     until("the job prints", || log(&run).contains("line 3\n")).await;
     agent.kill().unwrap();
     agent.wait().unwrap();

@@ -8,10 +8,12 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
 use kiln_agent::{
+    backend::Config,
     cgroup::{Containment, Host, Limits, Want},
     run::{Folder, Run},
     supervisor::{Task, Work},
@@ -42,6 +44,17 @@ pub fn run_in(dir: &Path, lease: LeaseId) -> Run {
 
 pub fn lease() -> LeaseId {
     LeaseId::from_uuid(Uuid::now_v7())
+}
+
+/// Another agent with the same lease, as a process that can be killed.
+pub fn other_agent(run: &Run, spec: JobSpec, backends: &Config) -> Command {
+    let job = serde_json::to_vec(&assignment(run, spec)).unwrap();
+    fs::write(run.dir().join("assignment.json"), job).unwrap();
+    let backends = serde_json::to_vec(backends).unwrap();
+    fs::write(run.dir().join("backends.json"), backends).unwrap();
+    let mut command = Command::new(&run.supervisor);
+    command.arg("run").arg(run.dir());
+    command
 }
 
 /// A folder that goes away, and the run in it.

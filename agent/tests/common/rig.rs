@@ -3,7 +3,7 @@
 use std::{env, process::Command};
 
 use kiln_agent::{
-    backend::{Backend, Failure, docker},
+    backend::{Backend, Config, Failure, docker},
     run::Run,
 };
 use kiln_core::spec::{Container, JobSpec, Network};
@@ -29,8 +29,13 @@ pub fn rig() -> Option<Rig> {
 impl Rig {
     /// A backend of an agent of its own, so that tests don't sweep each other's containers.
     pub fn backend(&self, owner: &str) -> docker::Docker {
-        let config = docker::Config { host: self.host.clone(), ..docker::Config::default() };
-        docker::Docker::new(config, &format!("{owner}-{}", std::process::id()))
+        docker::Docker::new(self.config().docker, &format!("{owner}-{}", std::process::id()))
+    }
+
+    pub fn config(&self) -> Config {
+        let mut config = Config::default();
+        config.docker.host.clone_from(&self.host);
+        config
     }
 
     pub fn spec(&self, script: &str) -> JobSpec {
