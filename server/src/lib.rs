@@ -2,8 +2,14 @@
 
 pub mod app;
 pub mod clock;
+pub mod config;
+pub mod data;
 pub mod files;
 pub mod grpc;
+pub mod serve;
 pub mod session;
 pub mod store;
 pub mod wake;
+
+pub use config::Config;
+pub use serve::{Base, Running, serve, serve_with};

@@ -28,6 +28,10 @@ const MAX_RECORDS: usize = 256;
 /// Rest after a failed claim, or after an agent gave a lease back: the same job would come again at once.
 const REST: Duration = Duration::from_secs(1);
 
+/// A wait that is over so soon was none; after so many of them the session rests: its rows may say that it is closed.
+const AT_ONCE: Duration = Duration::from_millis(2);
+const MAX_SPINS: u32 = 8;
+
 /// What the actor keeps of a Hello.
 #[derive(Debug)]
 pub(super) struct Greeting {
@@ -51,8 +55,8 @@ fn slots(profile: &Profile) -> usize {
 enum Done {
     Recorded(LeaseId, app::Result<Recorded>),
     Beat(app::Result<bool>),
-    /// It is time to claim.
-    Claimable,
+    /// It is time to claim; it was so at once.
+    Claimable(bool),
     Claimed(app::Result<Vec<Assignment>>),
     /// What the rows say, and the leases to compare with it.
     Facts(Vec<LeaseId>, app::Result<(Vec<LeaseFacts>, bool)>),
@@ -94,6 +98,8 @@ pub(super) struct Actor {
     beating: bool,
     claim: Claim,
     wanted: Wanted,
+    /// Empty claims that nothing was waited for.
+    spins: u32,
     /// Ends the wait for a claim.
     poke: Arc<Notify>,
     /// The rows are being read.
@@ -120,6 +126,7 @@ impl Actor {
             beat: None,
             beating: false,
             claim: Claim::Idle,
+            spins: 0,
             wanted: Wanted { claim: true, ..Wanted::default() },
             poke: Arc::new(Notify::new()),
             checking: false,
@@ -204,7 +211,7 @@ impl Actor {
         let (app, session) = (self.parts.app.clone(), self.machine.id());
         if std::mem::take(&mut self.wanted.rest) {
             self.claim = Claim::Resting;
-            self.work.push(tokio::time::sleep(REST).map(|()| Done::Claimable).boxed());
+            self.work.push(tokio::time::sleep(REST).map(|()| Done::Claimable(false)).boxed());
         } else if std::mem::take(&mut self.wanted.claim) {
             self.claim = Claim::Running;
             self.work.push(async move { Done::Claimed(app.claim(session).await) }.boxed());
@@ -212,11 +219,12 @@ impl Actor {
             self.claim = Claim::Waiting;
             let poke = Arc::clone(&self.poke);
             let wait = async move {
+                let began = Instant::now();
                 tokio::select! {
                     () = app.claimable(session) => {}
                     () = poke.notified() => {}
                 }
-                Done::Claimable
+                Done::Claimable(began.elapsed() < AT_ONCE)
             };
             self.work.push(wait.boxed());
         }
@@ -283,7 +291,7 @@ impl Actor {
                     Err(error) => self.complain("a heartbeat is not recorded", &error),
                 }
             }
-            Done::Claimable => (self.claim, self.wanted.claim) = (Claim::Idle, true),
+            Done::Claimable(at_once) => self.claimable(at_once),
             Done::Claimed(result) => self.claimed(result),
             Done::Facts(known, result) => {
                 self.checking = false;
@@ -329,11 +337,21 @@ impl Actor {
         }
     }
 
+    fn claimable(&mut self, at_once: bool) {
+        (self.claim, self.wanted.claim) = (Claim::Idle, true);
+        self.spins = if at_once { self.spins + 1 } else { 0 };
+        if self.spins > MAX_SPINS {
+            self.spins = 0;
+            self.wanted.rest = true;
+        }
+    }
+
     fn claimed(&mut self, result: app::Result<Vec<Assignment>>) {
         self.claim = Claim::Idle;
         match result {
             Ok(given) if given.is_empty() => {}
             Ok(given) => {
+                self.spins = 0;
                 self.wanted.claim = true;
                 self.machine.apply(Input::Given(given.iter().map(|given| given.lease).collect()));
                 self.fresh.extend(given.into_iter().map(|given| (given.lease, given)));

@@ -1,0 +1,296 @@
+//! The assembly of a server: store, wake, use cases, edges, and an end within a bound.
+//!
+//! ```text
+//! stop ──▶ streams end, no new calls ──▶ (calls are answered) ──▶ halt ──▶ committers end ──▶ store closed
+//! ```
+
+mod http;
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+
+use kiln_proto::v1;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{service::Routes, transport::server::TcpIncoming};
+
+use crate::{
+    app::{self, App},
+    clock::{SharedClock, SystemClock},
+    config::{self, Config},
+    data::{self, Folder},
+    files::{Files, NoFiles},
+    grpc::{Admin, Agents, Builds, Projects, auth::AuthLayer},
+    session,
+    store::{self, SharedStore, sql},
+    wake::{Local, Wake},
+};
+
+/// A dead connection is noticed within the sum of both.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
+/// The default of 64 KiB allows 4 MB/s over a distance.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Streams of one connection: an agent pushes a few for each of its leases.
+const MAX_STREAMS: u32 = 4_096;
+const MAX_MESSAGE: usize = 4 << 20;
+/// Groups that Postgres commits at the same time; SQLite has one writer.
+const POSTGRES_COMMITTERS: usize = 4;
+
+/// Why a server does not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the configuration can't be used")]
+    Config(#[from] config::Invalid),
+    #[error("the data folder can't be used")]
+    Data(#[from] data::Error),
+    #[error("the database can't be used")]
+    Store(#[from] store::Error),
+    #[error("the server can't be set up")]
+    App(#[from] app::Error),
+    #[error("can't listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the server of {address} failed")]
+    Transport {
+        address: SocketAddr,
+        #[source]
+        source: tonic::transport::Error,
+    },
+    #[error("the reflection service can't be built")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error("the server's task failed")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a server stands on; a scenario brings its own.
+#[derive(Debug)]
+pub struct Base {
+    pub store: SharedStore,
+    pub wake: Arc<dyn Wake>,
+    pub clock: SharedClock,
+    pub files: Arc<dyn Files>,
+    /// Groups that are committed at the same time.
+    pub committers: usize,
+}
+
+impl Base {
+    /// One process, without logs and blobs.
+    pub fn local(store: SharedStore) -> Self {
+        Self {
+            store,
+            wake: Arc::new(Local::default()),
+            clock: Arc::new(SystemClock::default()),
+            files: Arc::new(NoFiles),
+            committers: 1,
+        }
+    }
+}
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    app: App,
+    main: JoinHandle<Result<()>>,
+}
+
+impl Running {
+    /// Its use cases, for roles of the same process.
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// Until it has ended: after its shutdown, or because it failed.
+    pub async fn wait(self) -> Result<()> {
+        self.main.await?
+    }
+}
+
+/// Starts a server on its database.
+pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<Running> {
+    config.check()?;
+    let folder = Folder::open(&config.data_dir)?;
+    let options = sql::Options { connections: config.connections, durable: config.durable };
+    let sql = sql::connect(&config.database_url(), &options).await?;
+    sql.migrate().await?;
+    let committers = if config.is_postgres() { POSTGRES_COMMITTERS } else { 1 };
+    let base = Base { committers, ..Base::local(Arc::new(sql.clone())) };
+    assemble(config, folder, base, shutdown, async move { sql.close().await }).await
+}
+
+/// As [`serve`], on what the caller brings.
+pub async fn serve_with(
+    config: Config,
+    base: Base,
+    shutdown: CancellationToken,
+) -> Result<Running> {
+    config.check()?;
+    let folder = Folder::open(&config.data_dir)?;
+    assemble(config, folder, base, shutdown, async {}).await
+}
+
+async fn assemble(
+    config: Config,
+    folder: Folder,
+    base: Base,
+    shutdown: CancellationToken,
+    close: impl Future<Output = ()> + Send + 'static,
+) -> Result<Running> {
+    let address = config.listen;
+    let listen = |source| Error::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    let addr = listener.local_addr().map_err(listen)?;
+    let life = Life {
+        stop: shutdown.child_token(),
+        halt: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        bound: Duration::from_millis(config.shutdown_ms),
+    };
+    let Base { store, wake, clock, files, committers } = base;
+    let app = App::new(store, wake, clock, config.timing());
+    app.start_with(&life.tasks, &life.halt, committers);
+    if let Err(error) = admin_token(&app, &folder).await {
+        life.end(async { Ok(()) }).await?;
+        return Err(error);
+    }
+    life.tasks.spawn(sweep(app.clone(), life.halt.clone()));
+    let routes = routes(&app, files, &life).await?;
+    let server =
+        server(AuthLayer::new(app.clone(), config.auth), routes, listener, life.stop.clone());
+    let server =
+        async move { server.await.map_err(|source| Error::Transport { address: addr, source }) };
+    // Not one of the tasks that it waits for.
+    let main = TaskTracker::new().spawn(async move {
+        let ended = life.end(server).await;
+        close.await;
+        drop(folder);
+        ended
+    });
+    tracing::info!(%addr, "the server listens");
+    Ok(Running { addr, app, main })
+}
+
+/// How a server ends.
+struct Life {
+    /// Streams end, and no new call is taken.
+    stop: CancellationToken,
+    /// What serves the calls ends.
+    halt: CancellationToken,
+    tasks: TaskTracker,
+    bound: Duration,
+}
+
+impl Life {
+    /// Runs the server until it ends or is told to; then ends everything else within the bound.
+    async fn end(self, server: impl Future<Output = Result<()>>) -> Result<()> {
+        tokio::pin!(server);
+        let ended = tokio::select! {
+            ended = &mut server => ended,
+            () = self.stop.cancelled() => {
+                let ended = tokio::time::timeout(self.bound, server).await;
+                ended.unwrap_or_else(|_| {
+                    tracing::warn!("some calls did not end in time; they are cut");
+                    Ok(())
+                })
+            }
+        };
+        self.stop.cancel();
+        self.halt.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(self.bound, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "some tasks did not end in time");
+        }
+        ended
+    }
+}
+
+/// The token of the first administrator, where nobody has one yet. One that was revoked stays so.
+async fn admin_token(app: &App, folder: &Folder) -> Result<()> {
+    if !app.tokens().await?.is_empty() {
+        return Ok(());
+    }
+    let secret = match folder.admin_token()? {
+        Some(secret) => secret,
+        None => folder.make_admin_token(app.clock().id())?,
+    };
+    Ok(app.ensure_admin_token("admin", &secret).await?)
+}
+
+/// Finds what hints have missed.
+async fn sweep(app: App, halt: CancellationToken) {
+    let mut ticks = tokio::time::interval(app.timing().sweep);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = halt.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        tokio::select! {
+            () = halt.cancelled() => return,
+            swept = app.sweep() => if let Err(error) = swept {
+                tracing::warn!(%error, "a sweep failed; the next one looks again");
+            }
+        }
+    }
+}
+
+async fn routes(app: &App, files: Arc<dyn Files>, life: &Life) -> Result<Routes> {
+    use v1::{
+        admin_service_server::AdminServiceServer, agent_service_server::AgentServiceServer,
+        build_service_server::BuildServiceServer, project_service_server::ProjectServiceServer,
+    };
+    let parts =
+        session::Parts { app: app.clone(), files: Arc::clone(&files), stop: life.stop.clone() };
+    let builds = BuildServiceServer::new(Builds::new(app.clone(), files, life.stop.clone()));
+    let agents = AgentServiceServer::new(Agents::new(parts, life.tasks.clone()));
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<BuildServiceServer<Builds>>().await;
+    let stop = life.stop.clone();
+    life.tasks.spawn(async move {
+        stop.cancelled().await;
+        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        health.set_not_serving::<BuildServiceServer<Builds>>().await;
+    });
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(kiln_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(Routes::from(http::router(app.clone(), life.stop.clone()))
+        .add_service(health_service)
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?)
+        .add_service(builds.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(agents.max_decoding_message_size(MAX_MESSAGE))
+        .add_service(ProjectServiceServer::new(Projects::new(app.clone())))
+        .add_service(AdminServiceServer::new(Admin::new(app.clone()))))
+}
+
+async fn server(
+    auth: AuthLayer,
+    routes: Routes,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> std::result::Result<(), tonic::transport::Error> {
+    tonic::transport::Server::builder()
+        .accept_http1(true)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .layer(auth)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            stop.cancelled_owned(),
+        )
+        .await
+}
