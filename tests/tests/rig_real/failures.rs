@@ -6,7 +6,8 @@ use crate::harness::{Kiln, on_both_databases};
 
 on_both_databases!(failures_in_a_container, failures_of_a_process, a_cancelled_job_ends);
 
-const BOX: &str = "container = { image = \"@BUSYBOX@\", network = \"none\" }\nretry = { max_attempts = 1 }\n";
+const BOX: &str =
+    "container = { image = \"@BUSYBOX@\", network = \"none\" }\nretry = { max_attempts = 1 }\n";
 const SHELL: &str = "backend = \"shell\"\nretry = { max_attempts = 1 }\n";
 
 /// Runs the job and compares its failure kind and exit code.
@@ -24,16 +25,29 @@ fn failures_in_a_container(kiln: &mut Kiln) {
     fails(kiln, &format!("script = \"exit 3\"\n{BOX}"), "user", Some(3));
     // A kill and a lack of memory look alike from outside: 137.
     fails(kiln, &format!("script = \"kill -9 $$\"\n{BOX}"), "user", Some(137));
-    let hungry = format!("script = \"tail /dev/zero\"\nresources = {{ memory = \"32MiB\" }}\n{BOX}");
+    let hungry =
+        format!("script = \"tail /dev/zero\"\nresources = {{ memory = \"32MiB\" }}\n{BOX}");
     fails(kiln, &hungry, "oom", Some(137));
     // A child that ran out of memory, in a job that goes on and fails by itself, is the job's own affair.
     let survivor = format!(
         "script = \"(tail /dev/zero) || true; exit 4\"\nresources = {{ memory = \"32MiB\" }}\n{BOX}"
     );
     fails(kiln, &survivor, "user", Some(4));
-    fails(kiln, &format!("script = \"sleep 100\"\ntimeouts = {{ total = \"2s\" }}\n{BOX}"), "timeout", None);
-    fails(kiln, &format!("script = \"echo x; sleep 100\"\ntimeouts = {{ stall = \"2s\" }}\n{BOX}"), "stalled", None);
-    let missing = BOX.replace("@BUSYBOX@", "kiln-test/no-such-image:1").replace("network", "pull = \"never\", network");
+    fails(
+        kiln,
+        &format!("script = \"sleep 100\"\ntimeouts = {{ total = \"2s\" }}\n{BOX}"),
+        "timeout",
+        None,
+    );
+    fails(
+        kiln,
+        &format!("script = \"echo x; sleep 100\"\ntimeouts = {{ stall = \"2s\" }}\n{BOX}"),
+        "stalled",
+        None,
+    );
+    let missing = BOX
+        .replace("@BUSYBOX@", "kiln-test/no-such-image:1")
+        .replace("network", "pull = \"never\", network");
     let outcome = fails(kiln, &format!("script = \"true\"\n{missing}"), "infra", None);
     assert!(outcome["message"].as_str().unwrap().contains("kiln-test/no-such-image"), "{outcome}");
     fails(kiln, &format!("command = [\"no-such-program\"]\n{BOX}"), "user", Some(127));
@@ -42,17 +56,29 @@ fn failures_in_a_container(kiln: &mut Kiln) {
 fn failures_of_a_process(kiln: &mut Kiln) {
     fails(kiln, &format!("script = \"exit 3\"\n{SHELL}"), "user", Some(3));
     fails(kiln, &format!("script = \"kill -9 $$\"\n{SHELL}"), "user", Some(137));
-    fails(kiln, &format!("script = \"sleep 100\"\ntimeouts = {{ total = \"2s\" }}\n{SHELL}"), "timeout", None);
-    fails(kiln, &format!("script = \"echo x; sleep 100\"\ntimeouts = {{ stall = \"2s\" }}\n{SHELL}"), "stalled", None);
+    fails(
+        kiln,
+        &format!("script = \"sleep 100\"\ntimeouts = {{ total = \"2s\" }}\n{SHELL}"),
+        "timeout",
+        None,
+    );
+    fails(
+        kiln,
+        &format!("script = \"echo x; sleep 100\"\ntimeouts = {{ stall = \"2s\" }}\n{SHELL}"),
+        "stalled",
+        None,
+    );
     fails(kiln, &format!("command = [\"no-such-program\"]\n{SHELL}"), "user", Some(127));
 }
 
 fn a_cancelled_job_ends(kiln: &mut Kiln) {
     for place in [BOX, SHELL] {
-        let build = kiln.submit(&format!("[[jobs]]\nname = \"long\"\nscript = \"echo begun; sleep 100\"\n{place}"));
+        let build = kiln.submit(&format!(
+            "[[jobs]]\nname = \"long\"\nscript = \"echo begun; sleep 100\"\n{place}"
+        ));
         let job = kiln.job(&build, "long");
         kiln.log_reaches(crate::harness::id(&job), "begun\n".len());
         kiln.cli(&["cancel", &build]);
-        assert_eq!(kiln.done(&build)["state"], "cancelled");
+        assert_eq!(kiln.done(&build)["build"]["state"], "cancelled");
     }
 }

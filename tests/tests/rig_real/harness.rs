@@ -109,18 +109,22 @@ impl Kiln {
 
     /// A token that works once, kept in a file: never in argv.
     fn enrol(&self) {
-        let made = self.json(&["token", "create", "rig", "--role", "enroll"]);
+        let made = self.json(&["token", "create", "rig", "--role", "enroller"]);
         std::fs::write(self.path("enrol"), made["secret"].as_str().unwrap()).unwrap();
     }
 
     pub(crate) fn start_agent(&mut self) {
         let mut command = self.command(&["agent", "--name", "rig"]);
-        command.arg("--enroll-token-file").arg(self.path("enrol")).arg("--data").arg(self.path("agent"));
+        command
+            .arg("--enroll-token-file")
+            .arg(self.path("enrol"))
+            .arg("--data")
+            .arg(self.path("agent"));
         self.agent = Some(Process::start("agent", self.dir.path(), &mut command));
         until("the agent on line", START, || {
             let agents = self.json(&["agents", "list"]);
             let up = |agent: &Value| agent["state"] == "online";
-            agents.as_array()?.iter().any(up).then_some(())
+            agents["agents"].as_array()?.iter().any(up).then_some(())
         });
     }
 
@@ -159,8 +163,9 @@ impl Kiln {
 
     pub(crate) fn json(&self, args: &[&str]) -> Value {
         let printed = self.cli(&[args, &["--output", "json"]].concat());
-        serde_json::from_slice(&printed)
-            .unwrap_or_else(|error| panic!("{args:?}: {error}: {}", String::from_utf8_lossy(&printed)))
+        serde_json::from_slice(&printed).unwrap_or_else(|error| {
+            panic!("{args:?}: {error}: {}", String::from_utf8_lossy(&printed))
+        })
     }
 
     /// A command that goes on while the test does other things.
@@ -176,7 +181,7 @@ impl Kiln {
         let path = self.path(&format!("build-{}.toml", self.builds.len()));
         std::fs::write(&path, format!("version = 1\n{text}")).unwrap();
         let build = self.json(&["submit", "-f", &path.display().to_string()]);
-        let id = build["id"].as_str().unwrap().to_owned();
+        let id = id(&build["build"]).to_owned();
         self.builds.push(id.clone());
         id
     }
@@ -198,7 +203,7 @@ impl Kiln {
         let over = ["succeeded", "failed", "cancelled"];
         until(&format!("the end of {build}"), BUILD, || {
             let seen = self.show(build);
-            over.iter().any(|state| seen["state"] == *state).then_some(seen)
+            over.iter().any(|state| seen["build"]["state"] == *state).then_some(seen)
         })
     }
 
@@ -227,9 +232,13 @@ impl Kiln {
             let seen = self.show(build);
             for job in seen["jobs"].as_array().unwrap() {
                 let Some(lease) = job["lease"].as_str() else { continue };
-                until(&format!("the removal of {lease}"), STOP, || containers(lease).is_empty().then_some(()));
+                until(&format!("the removal of {lease}"), STOP, || {
+                    containers(lease).is_empty().then_some(())
+                });
                 let folder = self.path("agent/leases").join(lease);
-                until(&format!("the removal of {}", folder.display()), STOP, || (!folder.exists()).then_some(()));
+                until(&format!("the removal of {}", folder.display()), STOP, || {
+                    (!folder.exists()).then_some(())
+                });
             }
         }
         for process in [self.agent.take(), self.server.take()] {
@@ -263,7 +272,8 @@ fn containers(lease: &str) -> String {
 /// Postgres takes names of lower-case letters without quotes.
 fn name_of(dir: &Path) -> String {
     let name = dir.file_name().unwrap().to_string_lossy().to_lowercase();
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect::<String>() + "_rig"
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect::<String>()
+        + "_rig"
 }
 
 mod postgres {

@@ -58,7 +58,9 @@ fn survives(kiln: &mut Kiln, place: &str, strike: fn(&mut Kiln)) {
 fn same(seen: &[u8], wanted: &[u8]) {
     let differs = seen.iter().zip(wanted).position(|(a, b)| a != b);
     let at = differs.unwrap_or_else(|| seen.len().min(wanted.len()));
-    let near = |log: &[u8]| String::from_utf8_lossy(&log[at.saturating_sub(20)..log.len().min(at + 20)]).into_owned();
+    let near = |log: &[u8]| {
+        String::from_utf8_lossy(&log[at.saturating_sub(20)..log.len().min(at + 20)]).into_owned()
+    };
     assert!(
         seen == wanted,
         "the logs differ at byte {at} ({} and {} bytes): {:?}, wanted {:?}",
