@@ -1,6 +1,13 @@
 //! The built `kiln` as processes of this machine, on SQLite and on a real Postgres, with real containers: what a person would see.
 //! Servers come from the rig (`eval "$(rig/up)"`); the binary from `cargo build -p kiln`, or from where KILN_BIN says.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test may fail"
+)]
+
 #[path = "rig_real/basics.rs"]
 mod basics;
 #[path = "rig_real/failures.rs"]
