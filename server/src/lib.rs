@@ -6,9 +6,11 @@ pub mod config;
 pub mod data;
 pub mod files;
 pub mod grpc;
+pub mod logs;
 pub mod serve;
 pub mod session;
 pub mod store;
+pub mod uploads;
 pub mod wake;
 
 pub use config::Config;

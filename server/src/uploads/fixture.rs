@@ -1,0 +1,213 @@
+//! A job with a lease, for the tests of logs and artifacts.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kiln_core::{
+    Millis,
+    build::Counts,
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId},
+    job::{Job, State},
+    outcome::{Outcome, RetryPolicy},
+    schedule::Class,
+    session::{Artifact, LeasePhase},
+    spec::JobSpec,
+};
+use uuid::Uuid;
+
+use crate::{
+    clock::Clock,
+    store::{ArtifactRow, BuildRow, JobRow, LeaseRow, NewJob, ProjectRow, SharedStore},
+    wake::{Local, Topic, Wake},
+};
+
+/// A clock that a test sets, with ids in a row.
+#[derive(Debug, Default)]
+pub(crate) struct TestClock {
+    pub(crate) now: AtomicI64,
+    ids: AtomicU64,
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Millis {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::from_millis(self.now().unsigned_abs())
+    }
+
+    fn id(&self) -> Uuid {
+        Uuid::from_u128(0xf00d_0000 + u128::from(self.ids.fetch_add(1, Ordering::SeqCst)))
+    }
+}
+
+/// One build of one job of one project, leased once to one agent.
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    pub(crate) rows: SharedStore,
+    pub(crate) wake: Arc<Local>,
+    pub(crate) clock: Arc<TestClock>,
+    pub(crate) agent: AgentId,
+    pub(crate) project: ProjectId,
+    pub(crate) build: BuildId,
+    pub(crate) job: JobId,
+    pub(crate) lease: LeaseId,
+}
+
+impl World {
+    pub(crate) async fn new(rows: SharedStore) -> Self {
+        let clock = Arc::new(TestClock::default());
+        clock.now.store(1_700_000_000_000, Ordering::SeqCst);
+        let world = Self {
+            rows,
+            wake: Arc::default(),
+            agent: AgentId::from_uuid(clock.id()),
+            project: ProjectId::from_uuid(clock.id()),
+            build: BuildId::from_uuid(clock.id()),
+            job: JobId::from_uuid(clock.id()),
+            lease: LeaseId::from_uuid(clock.id()),
+            clock,
+        };
+        world.insert().await;
+        world.give(world.lease, 1).await;
+        world
+    }
+
+    pub(crate) fn wait(&self, time: Duration) {
+        self.clock.now.fetch_add(i64::try_from(time.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+
+    async fn insert(&self) {
+        let (now, class) = (self.clock.now(), ClassId::from_uuid(self.clock.id()));
+        let project = ProjectRow {
+            id: self.project,
+            name: "demo".to_owned(),
+            weight: 1,
+            max_running: 0,
+            paused: false,
+            running: 0,
+            created_at: now,
+        };
+        let build = BuildRow {
+            id: self.build,
+            project: self.project,
+            title: String::new(),
+            key: None,
+            digest: String::new(),
+            priority: 0,
+            annotations: BTreeMap::new(),
+            submitter: "test".to_owned(),
+            counts: Counts::default(),
+            last_event: 0,
+            created_at: now,
+            finished_at: None,
+        };
+        let mut spec = JobSpec { name: "job".to_owned(), ..JobSpec::default() };
+        spec.resources.artifact_bytes = 1 << 20;
+        let mut tx = self.rows.begin().await.unwrap();
+        tx.insert_project(&project).await.unwrap();
+        tx.insert_builds(&[build]).await.unwrap();
+        let class = tx.ensure_classes(&[(class, Class::of(&spec))]).await.unwrap()[0];
+        let row = self.job_row(class);
+        tx.insert_jobs(&[NewJob { row, spec, needs: vec![] }]).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+
+    fn job_row(&self, class: ClassId) -> JobRow {
+        let job = Job {
+            id: self.job,
+            build: self.build,
+            state: State::Queued { not_before: 0 },
+            round: 1,
+            attempt: 0,
+            attempts: 0,
+            returns: 0,
+            lease: None,
+            answered: None,
+            queued_at: self.clock.now(),
+            queue_timeout_ms: 1_000,
+            retry: RetryPolicy::default(),
+        };
+        JobRow {
+            job,
+            project: self.project,
+            index: 0,
+            name: "job".to_owned(),
+            backend: "shell".to_owned(),
+            class,
+            group: None,
+            priority: 0,
+            allow_failure: false,
+            open_needs: 0,
+            claimable: true,
+            affinity: String::new(),
+            agent: None,
+            returned: None,
+            started_at: None,
+            finished_at: None,
+            version: 1,
+        }
+    }
+
+    /// Leases the job once more.
+    pub(crate) async fn give(&self, lease: LeaseId, attempt: u32) {
+        let row = LeaseRow {
+            id: lease,
+            job: self.job,
+            build: self.build,
+            project: self.project,
+            agent: self.agent,
+            session: SessionId::from_uuid(Uuid::nil()),
+            backend: "shell".to_owned(),
+            attempt,
+            phase: LeasePhase::Running,
+            cancelling: false,
+            given_at: self.clock.now(),
+            started_at: Some(self.clock.now()),
+            ended_at: None,
+            outcome: None,
+            log_lengths: BTreeMap::new(),
+        };
+        let mut tx = self.rows.begin().await.unwrap();
+        tx.insert_leases(&[row]).await.unwrap();
+        tx.commit().await.unwrap();
+        self.wake.publish(&[Topic::Build(self.build)]);
+    }
+
+    /// Ends a lease with this length of its main stream.
+    pub(crate) async fn end(&self, lease: LeaseId, phase: LeasePhase, length: u64) {
+        let mut tx = self.rows.begin().await.unwrap();
+        let mut row = tx.leases(&[lease]).await.unwrap().remove(0);
+        row.phase = phase;
+        row.ended_at = Some(self.clock.now());
+        row.log_lengths = [("main".to_owned(), length)].into();
+        tx.save_leases(&[row]).await.unwrap();
+        tx.commit().await.unwrap();
+        self.wake.publish(&[Topic::Log(lease), Topic::Build(self.build)]);
+    }
+
+    /// Ends the job.
+    pub(crate) async fn finish_job(&self) {
+        let mut tx = self.rows.begin().await.unwrap();
+        let mut row = tx.jobs(&[self.job]).await.unwrap().remove(0);
+        row.job.state = State::Done(Outcome::Succeeded);
+        tx.save_jobs(&[row]).await.unwrap();
+        tx.commit().await.unwrap();
+        self.wake.publish(&[Topic::Build(self.build)]);
+    }
+
+    /// Records an artifact, as the taking of a report does.
+    pub(crate) async fn leave(&self, artifact: Artifact) {
+        let mut tx = self.rows.begin().await.unwrap();
+        let row = ArtifactRow { job: self.job, build: self.build, lease: self.lease, artifact };
+        tx.put_artifacts(&[self.job], &[row]).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+}
