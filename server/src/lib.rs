@@ -1,6 +1,7 @@
 //! The server: rows, use cases over them, and the edges that reach these.
 
 pub mod app;
+pub mod artifacts;
 pub mod clock;
 pub mod config;
 pub mod data;

@@ -1,0 +1,282 @@
+use std::time::Duration;
+
+use futures::FutureExt;
+use kiln_core::session::LeasePhase;
+use object_store::local::LocalFileSystem;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use super::{memory::MemoryBlobs, *};
+use crate::{store::memory::Memory, uploads::fixture::World};
+
+struct Rig {
+    world: World,
+    index: Arc<MemoryBlobs>,
+    folder: TempDir,
+    artifacts: Artifacts,
+}
+
+async fn open(world: &World, index: &Arc<MemoryBlobs>, folder: &TempDir) -> Result<Artifacts> {
+    let blobs = folder.path().join("blobs");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let parts = Parts {
+        index: Arc::clone(index) as Arc<dyn BlobIndex>,
+        objects: Arc::new(LocalFileSystem::new_with_prefix(blobs).unwrap()),
+        root: Path::default(),
+        folder: folder.path().join("parts"),
+        rows: Arc::clone(&world.rows),
+        clock: world.clock.clone(),
+        max_blob: 64 << 20,
+    };
+    Artifacts::open(parts).await
+}
+
+impl Rig {
+    async fn new() -> Self {
+        let world = World::new(Arc::new(Memory::default())).await;
+        let index = Arc::new(MemoryBlobs::default());
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = open(&world, &index, &folder).await.unwrap();
+        Self { world, index, folder, artifacts }
+    }
+
+    fn agent(&self) -> Uploader {
+        Uploader::Agent { agent: self.world.agent, lease: self.world.lease }
+    }
+
+    async fn begin(&self, content: &[u8]) -> Result<Upload> {
+        self.artifacts.upload(self.agent(), &digest(content), content.len() as u64).await
+    }
+
+    async fn put(&self, content: &[u8]) {
+        let mut upload = self.begin(content).await.unwrap();
+        if !upload.is_stored() {
+            upload.append(Bytes::copy_from_slice(content)).await.unwrap();
+        }
+        assert!(upload.is_stored());
+    }
+
+    async fn get(&self, content: &[u8]) -> Result<Vec<u8>> {
+        let blob = self.artifacts.blob(&digest(content)).await?;
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < blob.size {
+            let offset = bytes.len() as u64;
+            bytes.extend_from_slice(&self.artifacts.read(&blob, offset, 1 << 20).await?);
+        }
+        Ok(bytes)
+    }
+
+    fn parts(&self) -> usize {
+        std::fs::read_dir(self.folder.path().join("parts")).unwrap().count()
+    }
+}
+
+fn digest(content: &[u8]) -> String {
+    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
+fn artifact(name: &str, content: &[u8]) -> Artifact {
+    let (size, sha256) = (content.len() as u64, digest(content));
+    Artifact { name: name.to_owned(), size, sha256, mode: 0o644 }
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_where_the_last_one_stopped() {
+    let mut rig = Rig::new().await;
+    let content = b"the content of a file".as_slice();
+    let mut first = rig.begin(content).await.unwrap();
+    assert_eq!((first.held(), first.is_stored()), (0, false));
+    first.append(Bytes::from_static(b"the content ")).await.unwrap();
+    drop(first);
+    assert!(rig.artifacts.blob(&digest(content)).await.is_err());
+    rig.artifacts = open(&rig.world, &rig.index, &rig.folder).await.unwrap();
+    let mut second = rig.begin(content).await.unwrap();
+    assert_eq!(second.held(), 12);
+    second.append(Bytes::copy_from_slice(&content[12..])).await.unwrap();
+    assert!(second.is_stored());
+    assert_eq!((rig.get(content).await.unwrap().as_slice(), rig.parts()), (content, 0));
+    let third = rig.begin(content).await.unwrap();
+    assert_eq!((third.held(), third.is_stored()), (21, true));
+    let error = { third }.append(Bytes::from_static(b"x")).await.unwrap_err();
+    assert!(matches!(error, Error::Invalid { field: "data", .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_empty_blob_and_a_large_one_are_stored() {
+    let rig = Rig::new().await;
+    let empty = rig.begin(b"").await.unwrap();
+    assert!(empty.is_stored());
+    assert_eq!(rig.get(b"").await.unwrap(), b"");
+    let large: Vec<u8> = (0..=250).cycle().take((20 << 20) + 7).collect();
+    let submitter = Uploader::Submitter("someone".to_owned());
+    let mut upload =
+        rig.artifacts.upload(submitter, &digest(&large), large.len() as u64).await.unwrap();
+    for chunk in large.chunks(1 << 20) {
+        upload.append(Bytes::copy_from_slice(chunk)).await.unwrap();
+    }
+    assert!(rig.get(&large).await.unwrap() == large);
+}
+
+#[tokio::test]
+async fn wrong_content_is_refused_and_dropped() {
+    let rig = Rig::new().await;
+    let mut upload = rig.begin(b"right").await.unwrap();
+    let error = upload.append(Bytes::from_static(b"wrong")).await.unwrap_err();
+    assert!(matches!(error, Error::Invalid { field: "open.sha256", .. }), "{error}");
+    assert_eq!(rig.parts(), 0);
+    drop(upload);
+    let mut upload = rig.begin(b"right").await.unwrap();
+    assert_eq!(upload.held(), 0);
+    upload.append(Bytes::from_static(b"rig")).await.unwrap();
+    let error = upload.append(Bytes::from_static(b"htx")).await.unwrap_err();
+    assert!(matches!(error, Error::Invalid { field: "data", .. }), "{error}");
+    assert_eq!(rig.parts(), 0);
+    drop(upload);
+    rig.put(b"right").await;
+    let wrong_size = rig.artifacts.upload(rig.agent(), &digest(b"right"), 6).await.unwrap_err();
+    assert!(matches!(wrong_size, Error::Invalid { field: "open.size", .. }), "{wrong_size}");
+}
+
+#[tokio::test]
+async fn limits_and_leases_are_checked_before_anything_is_taken() {
+    let rig = Rig::new().await;
+    let field = |error: Error| match error {
+        Error::Invalid { field, .. } => field,
+        other => panic!("{other}"),
+    };
+    let upload = async |who, sha256: &str, size| {
+        rig.artifacts.upload(who, sha256, size).await.map(drop).unwrap_err()
+    };
+    let (some, large) = (digest(b"some"), Uploader::Submitter("someone".to_owned()));
+    assert_eq!(field(upload(rig.agent(), "../../etc/passwd", 4).await), "open.sha256");
+    assert_eq!(field(upload(large, &some, (64 << 20) + 1).await), "open.size");
+    rig.put(&[7; 600_000]).await;
+    assert_eq!(field(upload(rig.agent(), &some, 600_000).await), "open.size");
+    rig.put(&[7; 600_000]).await;
+    let stranger = AgentId::from_uuid(uuid::Uuid::nil());
+    let stranger = Uploader::Agent { agent: stranger, lease: rig.world.lease };
+    assert!(matches!(upload(stranger, &some, 4).await, Error::Denied(_)));
+    rig.world.end(rig.world.lease, LeasePhase::Void, 0).await;
+    assert!(matches!(upload(rig.agent(), &some, 4).await, Error::Stale { .. }));
+    assert_eq!(rig.parts(), 0);
+}
+
+#[tokio::test]
+async fn uploads_of_one_digest_at_once_store_it_once() {
+    let rig = Rig::new().await;
+    let content: Vec<u8> = (0..=250).cycle().take(300_000).collect();
+    let push = async |name: &str| {
+        let who = Uploader::Submitter(name.to_owned());
+        let mut upload = rig.artifacts.upload(who, &digest(&content), 300_000).await.unwrap();
+        while !upload.is_stored() {
+            let held = usize::try_from(upload.held()).unwrap();
+            let end = (held + 50_000).min(content.len());
+            upload.append(Bytes::copy_from_slice(&content[held..end])).await.unwrap();
+        }
+    };
+    tokio::join!(push("a"), push("b"), push("c"));
+    assert!(rig.get(&content).await.unwrap() == content);
+    assert_eq!(rig.parts(), 0);
+    // The same uploader again: the newer waits for the older to leave, then goes on with its part.
+    let older = rig.begin(b"other").await.unwrap();
+    let mut newer = Box::pin(rig.begin(b"other"));
+    while !older.is_replaced() {
+        assert!((&mut newer).now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    let mut older = older;
+    older.append(Bytes::from_static(b"oth")).await.unwrap();
+    drop(older);
+    assert_eq!(newer.await.unwrap().held(), 3);
+}
+
+#[tokio::test]
+async fn what_is_pinned_or_named_is_never_collected() {
+    let rig = Rig::new().await;
+    let hour = Duration::from_hours(1);
+    rig.put(b"artifact").await;
+    rig.put(b"named").await;
+    let who = Uploader::Submitter("someone".to_owned());
+    let mut source = rig.artifacts.upload(who, &digest(b"source"), 6).await.unwrap();
+    source.append(Bytes::from_static(b"source")).await.unwrap();
+    rig.index.refer(Digest::parse(&digest(b"named")).unwrap(), true);
+    rig.world.wait(hour - Duration::from_secs(1));
+    assert_eq!(rig.artifacts.collect().await.unwrap(), Collected::default());
+    rig.artifacts.hold_source(&digest(b"source"), 6).await.unwrap();
+    rig.world.wait(hour - Duration::from_secs(1));
+    assert_eq!(rig.artifacts.collect().await.unwrap(), Collected::default());
+    rig.world.wait(Duration::from_secs(1));
+    assert_eq!(rig.artifacts.collect().await.unwrap().bytes, 6, "the source");
+    assert!(rig.artifacts.hold_source(&digest(b"source"), 6).await.is_err());
+    rig.world.end(rig.world.lease, LeasePhase::Finished, 0).await;
+    rig.world.wait(Duration::from_mins(10));
+    assert_eq!(rig.artifacts.collect().await.unwrap(), Collected::default());
+    rig.world.wait(Duration::from_secs(1));
+    let collected = rig.artifacts.collect().await.unwrap();
+    assert_eq!((collected.blobs, collected.bytes), (1, 8));
+    assert!(matches!(rig.get(b"artifact").await.unwrap_err(), Error::NotFound { .. }));
+    assert_eq!(rig.get(b"named").await.unwrap(), b"named");
+    rig.index.refer(Digest::parse(&digest(b"named")).unwrap(), false);
+    assert_eq!(rig.artifacts.collect().await.unwrap().blobs, 1);
+}
+
+#[tokio::test]
+async fn a_blob_that_leaves_is_stored_anew() {
+    let rig = Rig::new().await;
+    rig.put(b"content").await;
+    rig.world.end(rig.world.lease, LeasePhase::Finished, 0).await;
+    rig.index.unpin(rig.world.lease).await.unwrap();
+    let leaving = rig.index.take_unreferenced(Millis::MAX, 0, 9).await.unwrap().remove(0);
+    assert!(rig.artifacts.blob(&digest(b"content")).await.is_err());
+    let who = Uploader::Submitter("someone".to_owned());
+    let sha256 = digest(b"content");
+    let mut again = Box::pin(rig.artifacts.upload(who, &sha256, 7));
+    assert!((&mut again).now_or_never().is_none(), "it must wait until the blob is gone");
+    rig.index.forget(&leaving.digest).await.unwrap();
+    let mut again = again.await.unwrap();
+    again.append(Bytes::from_static(b"content")).await.unwrap();
+    assert_eq!(rig.get(b"content").await.unwrap(), b"content");
+}
+
+#[tokio::test]
+async fn a_report_names_only_what_its_lease_uploaded() {
+    let rig = Rig::new().await;
+    rig.put(b"mine").await;
+    let who = Uploader::Submitter("someone".to_owned());
+    let mut other = rig.artifacts.upload(who, &digest(b"other"), 5).await.unwrap();
+    other.append(Bytes::from_static(b"other")).await.unwrap();
+    let check = async |artifacts: &[Artifact]| {
+        let violations = rig.artifacts.check_report(rig.world.lease, artifacts).await.unwrap();
+        violations.into_iter().map(|violation| violation.field).collect::<Vec<_>>()
+    };
+    let wrong_size = Artifact { size: 5, ..artifact("c", b"mine") };
+    assert!(check(&[artifact("a", b"mine"), artifact("b", b"mine")]).await.is_empty());
+    assert_eq!(
+        check(&[artifact("a", b"mine"), artifact("b", b"other"), wrong_size]).await,
+        ["artifacts[1].sha256", "artifacts[2].sha256"]
+    );
+    assert_eq!(check(&[artifact("../a", b"mine")]).await, ["artifacts[0].name"]);
+}
+
+#[tokio::test]
+async fn artifacts_are_listed_and_found_by_name() {
+    let rig = Rig::new().await;
+    rig.put(b"mine").await;
+    rig.world.leave(artifact("out/a", b"mine")).await;
+    let found = rig.artifacts.artifact(rig.world.job, "out/a").await.unwrap();
+    assert_eq!(found.artifact.sha256, digest(b"mine"));
+    assert!(rig.artifacts.artifact(rig.world.job, "out/b").await.is_err());
+    let list = rig.artifacts.list(rig.world.build, None).await.unwrap();
+    assert_eq!((list.len(), list[0].1.len()), (1, 1));
+    let other = JobId::from_uuid(uuid::Uuid::nil());
+    assert!(rig.artifacts.list(rig.world.build, Some(other)).await.is_err());
+}
+
+#[tokio::test]
+async fn blobs_of_another_database_are_refused() {
+    let rig = Rig::new().await;
+    let other = Arc::new(MemoryBlobs::default());
+    other.identity("blobs", Some("other")).await.unwrap();
+    let error = open(&rig.world, &other, &rig.folder).await.unwrap_err();
+    assert!(matches!(error, Error::Foreign { .. }), "{error}");
+}
