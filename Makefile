@@ -30,7 +30,7 @@ fuzz: ## property tests with CASES=20000 cases each
 	PROPTEST_CASES=$(CASES) cargo test --workspace --locked -q prop
 
 simulate: ## the simulation over SEEDS=2000 seeds
-	KILN_SIM_SEEDS=$(SEEDS) cargo test -p kiln-tests --locked --test simulation
+	KILN_SEEDS=$(SEEDS) cargo test -p kiln-tests --locked --test simulation
 
 deny: ## licences, advisories, duplicates (needs cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is not installed: cargo install --locked cargo-deny"; exit 1; }

@@ -57,6 +57,8 @@ pub(super) struct Machine {
     pub results: BTreeMap<LeaseId, Outcome>,
     /// How often each lease's process was started.
     pub starts: BTreeMap<LeaseId, u32>,
+    /// Assigns of streams that are gone, which may still come out of a buffer.
+    pub(super) late: Vec<Down>,
     journal: BTreeMap<LeaseId, Entry>,
     handles: BTreeSet<LeaseId>,
     epoch: i64,
@@ -72,6 +74,7 @@ impl Machine {
             processes: BTreeMap::new(),
             results: BTreeMap::new(),
             starts: BTreeMap::new(),
+            late: vec![],
             journal: BTreeMap::new(),
             handles: BTreeSet::new(),
             epoch: 0,
@@ -91,7 +94,10 @@ impl Machine {
     }
 
     pub(super) fn cut(&mut self, now: Millis) {
-        if self.link.take().is_some() && self.up {
+        let Some(link) = self.link.take() else { return };
+        let assigns = link.down.into_iter().filter(|frame| matches!(frame, Down::Assign { .. }));
+        self.late.extend(assigns);
+        if self.up {
             self.apply(Input::Disconnected, now, None);
         }
     }

@@ -435,7 +435,10 @@ impl World {
     fn deliver_down(&mut self, machine: usize) {
         let crash = self.crash_after();
         let now = self.now();
-        let Some(frame) = self.link(machine).and_then(|link| link.down.pop_front()) else { return };
+        let late = self.chance.percent(10).then(|| self.machines[machine].late.pop()).flatten();
+        let late = late.filter(|_| self.machines[machine].up);
+        let next = late.or_else(|| self.link(machine).and_then(|link| link.down.pop_front()));
+        let Some(frame) = next else { return };
         tell!(self, "server -> machine {machine}: {frame:?}");
         let input = match frame {
             Down::Welcome { session, keep, abandon } => {
