@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::process::{Process, left_in, until};
 
-pub(crate) const START: Duration = Duration::from_secs(60);
+pub(crate) const START: Duration = Duration::from_mins(1);
 pub(crate) const BUILD: Duration = Duration::from_secs(150);
 const STOP: Duration = Duration::from_secs(30);
 
@@ -54,13 +54,13 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn binary() -> PathBuf {
-    variable("KILN_BIN").map(PathBuf::from).unwrap_or_else(|| {
-        // target/debug/deps/rig_real-… has target/debug/kiln two steps up.
-        let deps = std::env::current_exe().unwrap();
-        let built = deps.ancestors().nth(2).unwrap().join("kiln");
-        assert!(built.exists(), "{} is not there: cargo build -p kiln", built.display());
-        built
-    })
+    if let Some(named) = variable("KILN_BIN") {
+        return named.into();
+    }
+    // target/debug/deps/rig_real-… has target/debug/kiln two steps up.
+    let built = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("kiln");
+    assert!(built.exists(), "{} is not there: cargo build -p kiln", built.display());
+    built
 }
 
 #[derive(Debug)]
