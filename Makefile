@@ -27,7 +27,7 @@ bench: ## measure; one line a figure
 	@rig/bench
 
 fuzz: ## property tests with CASES=20000 cases each
-	PROPTEST_CASES=$(CASES) cargo test --workspace --locked -q prop
+	PROPTEST_CASES=$(CASES) cargo test --workspace --locked --lib
 
 simulate: ## the simulation over SEEDS=2000 seeds
 	KILN_SEEDS=$(SEEDS) cargo test -p kiln-tests --locked --test simulation
