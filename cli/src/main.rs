@@ -1,1 +1,51 @@
-fn main() {}
+//! The one binary `kiln`: every role is a subcommand, everything else is a client over gRPC.
+
+mod args;
+mod build_file;
+mod cmd;
+mod context;
+mod exit;
+mod failure;
+mod follow;
+mod json;
+mod names;
+mod pack;
+mod printer;
+mod roles;
+mod table;
+mod time;
+mod units;
+mod words;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
+    // It outlives its agent and has a runtime of its own.
+    if let args::Command::Supervise(args) = cli.command {
+        return args.run();
+    }
+    let printer = printer::Printer::new(&cli.global);
+    roles::log(cli.global.verbose, cli.command.log_level());
+    match runtime(&printer, cli.global, cli.command) {
+        Ok(status) => status.into(),
+        Err(failure) => printer.failure(&failure).into(),
+    }
+}
+
+fn runtime(
+    printer: &printer::Printer,
+    global: args::Global,
+    command: args::Command,
+) -> cmd::Result {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(Box::pin(cmd::run(cmd::Cx::new(printer, global), command)));
+    // A thread that still waits for a terminal must not hold the process.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,136 @@
+//! `kiln agent`: run an agent, or enrol one.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use kiln_agent::{Address, Config};
+
+use crate::{
+    cmd::{Cx, Result},
+    context::{self, DEFAULT_SERVER},
+    exit::ExitStatus,
+    failure::Failure,
+    roles,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// TOML file; flags override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the agent's identity and jobs
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Name to enrol as [default: the host's]
+    #[arg(long)]
+    name: Option<String>,
+    /// Label that jobs can ask for; repeat for more
+    #[arg(long, value_name = "KEY=VALUE", value_parser = roles::label)]
+    label: Vec<(String, String)>,
+    /// PEM file of the authority that signed the server's certificate
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// File with an enrolment token, used where the agent is not enrolled yet
+    #[arg(long, value_name = "FILE")]
+    enroll_token_file: Option<PathBuf>,
+    /// Sources may be repositories of this machine
+    #[arg(long)]
+    allow_local_git: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Turn an enrolment token into this machine's identity
+    Enroll {
+        /// Name of the agent, unique in the farm
+        #[arg(long)]
+        name: String,
+        /// File with the token that `kiln token create --role enroller` printed
+        #[arg(long, value_name = "FILE")]
+        enroll_token_file: PathBuf,
+        /// Folder of the agent's identity and jobs
+        #[arg(long, value_name = "DIR")]
+        data: Option<PathBuf>,
+        /// PEM file of the authority that signed the server's certificate
+        #[arg(long, value_name = "FILE")]
+        ca_file: Option<PathBuf>,
+    },
+}
+
+impl Args {
+    pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
+        match self.command {
+            Some(Command::Enroll { name, enroll_token_file, data, ca_file }) => {
+                let server = server(cx);
+                let token = context::read_secret(&enroll_token_file)?;
+                let data = data.unwrap_or_else(data_dir);
+                let agent = enroll(&server, ca_file.as_deref(), &token, &name, &data).await?;
+                cx.printer.line(agent)?;
+                Ok(ExitStatus::Succeeded)
+            }
+            None => self.run.run(cx).await,
+        }
+    }
+}
+
+impl RunArgs {
+    async fn run(self, cx: &Cx<'_>) -> Result {
+        let mut config: Config = match &self.config {
+            Some(path) => roles::read_toml(path)?,
+            None => Config { data_dir: data_dir(), ..Config::default() },
+        };
+        if cx.global.server.is_some() || self.config.is_none() {
+            config.server = server(cx);
+        }
+        config.labels.extend(self.label);
+        config.allow_local_git |= self.allow_local_git;
+        roles::set(&mut config.data_dir, self.data);
+        roles::set(&mut config.name, self.name);
+        config.ca_file = self.ca_file.or(config.ca_file);
+        config.enroll_token_file = self.enroll_token_file.or(config.enroll_token_file);
+        cx.printer.note(format!(
+            "agent of {}, data in {}",
+            config.server,
+            config.data_dir.display()
+        ));
+        let stop = roles::stop_on_signal(cx.printer)?;
+        kiln_agent::run(config, stop.token()).await.map_err(|error| failed(&error))?;
+        Ok(ExitStatus::Succeeded)
+    }
+}
+
+fn server(cx: &Cx<'_>) -> String {
+    cx.global.server.clone().unwrap_or_else(|| DEFAULT_SERVER.to_owned())
+}
+
+fn data_dir() -> PathBuf {
+    context::data_dir().join("agent")
+}
+
+pub(crate) async fn enroll(
+    server: &str,
+    ca_file: Option<&Path>,
+    token: &str,
+    name: &str,
+    data: &Path,
+) -> Result<String> {
+    let read = |path: &Path| std::fs::read(path).map_err(|e| Failure::file("read", path, &e));
+    let address = Address { url: server.to_owned(), ca_pem: ca_file.map(read).transpose()? };
+    let identity = kiln_agent::enroll(&address, token, name, data).await;
+    Ok(identity.map_err(|error| failed(&error))?.agent.to_string())
+}
+
+pub(crate) fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
+    let not_enrolled = "make a token with `kiln token create NAME --role enroller`, and give it by --enroll-token-file";
+    let failure = roles::failed("the agent", error);
+    if failure.message.contains("not enrolled") { failure.hint(not_enrolled) } else { failure }
+}

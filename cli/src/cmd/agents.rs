@@ -1,0 +1,142 @@
+//! `kiln agents`: the machines of the farm.
+
+use clap::Subcommand;
+use kiln_sdk::v1::{
+    Agent, AgentState, BackendOffer, DrainAgentRequest, EvictAgentRequest, ListAgentsRequest,
+    PauseAgentRequest, ResumeAgentRequest,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    cmd::{Cx, Result},
+    exit::ExitStatus,
+    json,
+    printer::Style,
+    table::{Cell, Table},
+    time, units, words,
+};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List all agents
+    List,
+    /// Give an agent no new jobs
+    Pause {
+        agent: String,
+        /// Why; shown in lists and by explain
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+        note: String,
+        /// Resume by itself after this time, as 1h
+        #[arg(long = "for", value_name = "TIME", value_parser = units::duration)]
+        duration: Option<i64>,
+    },
+    /// End a pause or a drain
+    Resume { agent: String },
+    /// Let an agent finish what it has, then stop
+    Drain { agent: String },
+    /// Remove an agent: its credential is void, its jobs are lost
+    Evict { agent: String },
+}
+
+impl Args {
+    pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
+        let client = cx.client().await?;
+        let changed = match self.command {
+            Command::List => {
+                let all = client.list_agents(ListAgentsRequest {}).await?.agents;
+                list(cx, &all)?;
+                return Ok(ExitStatus::Succeeded);
+            }
+            Command::Evict { agent } => {
+                let leases =
+                    client.evict_agent(EvictAgentRequest { agent: agent.clone() }).await?.leases;
+                if cx.printer.is_json() {
+                    cx.printer.json(&json!({ "agent": agent, "leases": leases }))?;
+                } else {
+                    cx.printer.line(format!("agent {agent} removed, {leases} jobs lost"))?;
+                }
+                return Ok(ExitStatus::Succeeded);
+            }
+            Command::Pause { agent, note, duration } => {
+                let duration_ms = duration.unwrap_or(0);
+                client.pause_agent(PauseAgentRequest { agent, note, duration_ms }).await?.agent
+            }
+            Command::Resume { agent } => {
+                client.resume_agent(ResumeAgentRequest { agent }).await?.agent
+            }
+            Command::Drain { agent } => {
+                client.drain_agent(DrainAgentRequest { agent }).await?.agent
+            }
+        };
+        let agent = changed.unwrap_or_default();
+        if cx.printer.is_json() {
+            cx.printer.json(&json::agent(&agent))?;
+        } else {
+            cx.printer.table(&table(&[agent]))?;
+        }
+        Ok(ExitStatus::Succeeded)
+    }
+}
+
+fn list(cx: &Cx<'_>, all: &[Agent]) -> Result<()> {
+    if cx.printer.is_json() {
+        let agents: Value = all.iter().map(json::agent).collect();
+        return Ok(cx.printer.json(&json!({ "agents": agents }))?);
+    }
+    if all.is_empty() {
+        cx.printer.note("no agents");
+        return Ok(());
+    }
+    Ok(cx.printer.table(&table(all))?)
+}
+
+fn table(agents: &[Agent]) -> Table {
+    let mut table = Table::new(&["AGENT", "STATE", "JOBS", "BACKENDS", "MACHINE", "SEEN", "NOTE"]);
+    for agent in agents {
+        let style = match agent.state() {
+            AgentState::Online => Style::Green,
+            AgentState::Paused | AgentState::Draining => Style::Yellow,
+            AgentState::Offline | AgentState::Unspecified => Style::Red,
+        };
+        let profile = agent.profile.clone().unwrap_or_default();
+        let backends: Vec<String> = profile.backends.iter().map(offer).collect();
+        let processors = profile.cpu_millis / 1_000;
+        let machine = format!(
+            "{} {processors} cpus {}",
+            profile.arch,
+            units::show_size(profile.memory_bytes)
+        );
+        table.row([
+            agent.name.as_str().into(),
+            Cell::styled(words::agent_state(agent.state()), style),
+            agent.leases.len().to_string().into(),
+            backends.join(", ").into(),
+            machine.into(),
+            time::ago(agent.seen_ms).into(),
+            note(agent).into(),
+        ]);
+    }
+    table
+}
+
+fn offer(offer: &BackendOffer) -> String {
+    if offer.unavailable.is_empty() {
+        format!("{} ×{}", offer.backend, offer.slots)
+    } else {
+        format!("{} unavailable", offer.backend)
+    }
+}
+
+fn note(agent: &Agent) -> String {
+    match (agent.note.as_str(), agent.resume_ms) {
+        (note, 0) => note.to_owned(),
+        ("", resume) => format!("resumes {}", time::moment(resume)),
+        (note, resume) => format!("{note}; resumes {}", time::moment(resume)),
+    }
+}

@@ -1,0 +1,81 @@
+//! What went wrong, as the person at the terminal is told.
+
+use std::{fmt, io};
+
+use kiln_sdk::Error;
+
+use crate::exit::ExitStatus;
+
+/// One error, the fields it is about, and what to do.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: ExitStatus,
+    pub(crate) message: String,
+    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) hint: Option<String>,
+    /// The reader of our output is gone: nothing is left to say.
+    pub(crate) silent: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(status: ExitStatus, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), fields: vec![], hint: None, silent: false }
+    }
+
+    /// Bad input.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(ExitStatus::Usage, message)
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(ExitStatus::Unavailable, message)
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Something about a file.
+    pub(crate) fn file(what: &str, path: &std::path::Path, error: &dyn fmt::Display) -> Self {
+        Self::usage(format!("cannot {what} {}: {error}", path.display()))
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        use tonic::Code;
+        let status = match error.code() {
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::PermissionDenied
+            | Code::Unauthenticated => ExitStatus::Usage,
+            _ => ExitStatus::Unavailable,
+        };
+        let fields = error.violations().iter().map(|v| (v.field.clone(), v.message.clone()));
+        let hint = error.hint().map(str::to_owned).or_else(|| hint(&error).map(str::to_owned));
+        Self {
+            status,
+            message: error.message().to_owned(),
+            fields: fields.collect(),
+            hint,
+            silent: false,
+        }
+    }
+}
+
+fn hint(error: &Error) -> Option<&'static str> {
+    error.is_unreachable().then_some(
+        "start a server with `kiln up`, or name one with --server, KILN_SERVER or `kiln config set`",
+    )
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        let silent = error.kind() == io::ErrorKind::BrokenPipe;
+        Self { silent, ..Self::internal(error.to_string()) }
+    }
+}

@@ -1,0 +1,101 @@
+//! What the long-running roles share: configuration files, signals, and how they fail.
+
+use std::{collections::HashSet, error::Error, path::Path};
+
+use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{cmd::Result, exit::ExitStatus, failure::Failure, printer::Printer};
+
+/// Reads a configuration file; what is wrong is named by line and column.
+pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, &error))?;
+    let name = path.display().to_string();
+    toml::from_str(&text).map_err(|error| crate::build_file::located(&name, &text, &error))
+}
+
+/// A flag overrides what the file says.
+pub(crate) fn set<T>(field: &mut T, flag: Option<T>) {
+    if let Some(value) = flag {
+        *field = value;
+    }
+}
+
+pub(crate) fn label(text: &str) -> std::result::Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Asks everything to end, at the first SIGINT or SIGTERM; the second ends the process.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    token: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Stop {
+    pub(crate) fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.tasks.close();
+    }
+}
+
+pub(crate) fn stop_on_signal(printer: &Printer) -> Result<Stop> {
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stop = Stop { token: CancellationToken::new(), tasks: TaskTracker::new() };
+    let (token, printer) = (stop.token(), printer.clone());
+    stop.tasks.spawn(async move {
+        let mut asked = false;
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if asked {
+                std::process::exit(130);
+            }
+            asked = true;
+            printer.note("stopping; once more to stop at once");
+            token.cancel();
+        }
+    });
+    Ok(stop)
+}
+
+/// A role ended with an error: its whole chain, on one line, each part once.
+pub(crate) fn failed(who: &str, error: &(dyn Error + 'static)) -> Failure {
+    let mut seen = HashSet::new();
+    let mut parts = vec![];
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if seen.insert(text.clone()) {
+            parts.push(text);
+        }
+        next = error.source();
+    }
+    Failure::new(ExitStatus::Unavailable, format!("{who}: {}", parts.join(": ")))
+}
+
+/// Logs go to stderr; KILN_LOG filters them, as `info,kiln_server=debug`.
+pub(crate) fn log(verbose: u8, default: &str) {
+    use tracing_subscriber::EnvFilter;
+    let level = match verbose {
+        0 => default,
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("KILN_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let layer = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second subscriber is never installed; the first one stays.
+    let _ = layer.with_target(false).try_init();
+}
