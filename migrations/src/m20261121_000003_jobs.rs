@@ -24,7 +24,7 @@ impl MigrationTrait for Migration {
              WHERE not_before IS NOT NULL";
         index(manager, overdue).await?;
         let backoff = "CREATE INDEX job_backoff ON job (not_before) \
-             WHERE claimable AND not_before > queued_at";
+             WHERE claimable AND not_before > 0";
         index(manager, backoff).await?;
         let group = "CREATE INDEX job_group ON job (\"group\", id) WHERE live";
         index(manager, group).await?;

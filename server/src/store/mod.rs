@@ -171,9 +171,9 @@ pub trait Tx: Send {
     /// Replaces the artifacts of each job named.
     async fn put_artifacts(&mut self, jobs: &[JobId], rows: &[ArtifactRow]) -> Result<()>;
 
-    /// Claimable jobs of these classes that are due (`not_before <= now or queued_at > now`), of the 16 projects of least weighted use that are
-    /// neither paused nor at their limit, the first `each` of each project by priority and age. With their affinity's
-    /// last agent in `preferred`, whether it has room or not.
+    /// Claimable jobs of these classes that are due (`Job::is_due`), of the 16 projects of least weighted use that have
+    /// any and are neither paused nor at their limit, the first `each` of each project by priority and age. With their
+    /// affinity's last agent in `preferred`, whether it has room or not.
     async fn candidates(
         &mut self,
         classes: &[ClassId],

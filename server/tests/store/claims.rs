@@ -116,6 +116,18 @@ pub(crate) async fn what_may_not_be_leased_is_no_candidate(Made { store, .. }: M
     assert_eq!(waiting, [class().0]);
 }
 
+/// A wait that lies in the future as a whole was begun by a clock that has gone back since.
+pub(crate) async fn a_wait_of_the_future_is_over(Made { store, .. }: Made) {
+    fill(&store, &[(project(1), 2)], |_, index, row| {
+        row.job.queued_at = 5_000;
+        row.job.state = State::Queued { not_before: if index == 0 { 0 } else { 6_000 } };
+    })
+    .await;
+    assert_eq!(claim(&store, &[class().0], 9, 4_999).await, [(1, 0), (1, 1)]);
+    assert_eq!(claim(&store, &[class().0], 9, 5_999).await, [(1, 0)]);
+    assert_eq!(claim(&store, &[class().0], 9, 6_000).await, [(1, 0), (1, 1)]);
+}
+
 pub(crate) async fn candidates_come_by_priority_and_age(Made { store, .. }: Made) {
     let second = second_class().0;
     fill(&store, &[(project(1), 6)], |_, index, row| {

@@ -89,6 +89,7 @@ on_all_stores! {
     claims::{
         a_crowd_of_one_project_hides_nobody,
         what_may_not_be_leased_is_no_candidate,
+        a_wait_of_the_future_is_over,
         candidates_come_by_priority_and_age,
         the_least_used_projects_come_first,
         an_affinity_names_the_agent_that_is_warm,

@@ -51,6 +51,11 @@ impl Text {
         self.push(")")
     }
 
+    /// `Job::is_due` of a queued job `j`.
+    fn due(&mut self, now: Millis) -> &mut Self {
+        self.push("(j.not_before<=").bind(now).push(" OR j.queued_at>").bind(now).push(")")
+    }
+
     async fn all<R: FromQueryResult>(self, conn: &impl ConnectionTrait) -> Result<Vec<R>, DbErr> {
         let backend = conn.get_database_backend();
         R::find_by_statement(Statement::from_sql_and_values(backend, self.text, self.values))
@@ -83,21 +88,20 @@ async fn pairs(
     now: Millis,
 ) -> Result<Vec<Pair>, DbErr> {
     let mut text = Text::default();
-    let ready = " AND j.project=p.id AND j.not_before<=";
     text.push("SELECT t.id AS project, c.id AS class FROM (SELECT p.id, ")
         .push("p.running*1000000/(CASE WHEN p.weight<1 THEN 1 ELSE p.weight END) AS used ")
         .push("FROM project p WHERE NOT p.paused AND (p.max_running=0 OR p.running<p.max_running) ")
         .push("AND EXISTS (SELECT 1 FROM job j WHERE j.claimable AND j.class IN ")
         .list(classes)
-        .push(ready)
-        .bind(now)
+        .push(" AND j.project=p.id AND ")
+        .due(now)
         .push(&format!(
             ") ORDER BY used, p.id LIMIT {PROJECTS_OF_A_CLAIM}) t, class c WHERE c.id IN "
         ))
         .list(classes)
         .push(" AND EXISTS (SELECT 1 FROM job j WHERE j.claimable AND j.class=c.id ")
-        .push("AND j.project=t.id AND j.not_before<=")
-        .bind(now)
+        .push("AND j.project=t.id AND ")
+        .due(now)
         .push(") ORDER BY t.used, t.id, c.id");
     text.all(conn).await
 }
@@ -120,8 +124,8 @@ async fn firsts(
                 .bind(class)
                 .push(" AND j.project=")
                 .bind(project)
-                .push(" AND j.not_before<=")
-                .bind(now)
+                .push(" AND ")
+                .due(now)
                 .push(" ORDER BY j.priority DESC, j.queued_at, j.id LIMIT ")
                 .bind(i64::from(each))
                 .push(&format!(") q{place}"));
@@ -294,9 +298,9 @@ pub(super) async fn next_not_before(
     now: Millis,
 ) -> Result<Option<Millis>> {
     let mut text = Text::default();
-    // Only a job that failed and is tried again waits beyond the moment in which it was queued.
+    // Zero is no wait: only a job that is tried again has a moment to wait for.
     text.push("SELECT MIN(not_before) AS number FROM job ")
-        .push("WHERE claimable AND not_before>queued_at AND not_before>")
+        .push("WHERE claimable AND not_before>0 AND not_before>")
         .bind(now);
     number(conn, text, "find the next end of a backoff").await
 }
