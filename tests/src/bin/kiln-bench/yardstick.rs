@@ -1,0 +1,165 @@
+//! What the machine can do at best, measured in the same run: the denominators of all ratios.
+
+use std::{
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use tokio_postgres::NoTls;
+
+const CLIENTS: usize = 16;
+const ROWS: i64 = 20_000;
+const RUN: Duration = Duration::from_secs(5);
+
+/// "Update a row and insert an event" transactions a second, 16 clients, prepared statements.
+pub(crate) async fn transactions(url: &str) -> Result<f64> {
+    let setup = connect(url).await?;
+    setup
+        .batch_execute(
+            "CREATE TABLE yardstick (id bigint PRIMARY KEY, state text NOT NULL, version bigint NOT NULL);
+             CREATE TABLE yardstick_event (id bigserial PRIMARY KEY, job bigint NOT NULL, change text NOT NULL);",
+        )
+        .await?;
+    setup
+        .execute(
+            "INSERT INTO yardstick SELECT n, 'queued', 1 FROM generate_series(0, $1 - 1) n",
+            &[&ROWS],
+        )
+        .await?;
+    let done = Arc::new(AtomicU64::new(0));
+    let start = Instant::now();
+    let mut clients = tokio::task::JoinSet::new();
+    for number in 0..CLIENTS {
+        let (url, done) = (url.to_owned(), Arc::clone(&done));
+        clients.spawn(async move { client(&url, i64::try_from(number)?, start, &done).await });
+    }
+    while let Some(result) = clients.join_next().await {
+        result??;
+    }
+    let rate = rate(done.load(Ordering::Relaxed), start.elapsed());
+    setup.batch_execute("DROP TABLE yardstick, yardstick_event").await?;
+    Ok(rate)
+}
+
+async fn client(url: &str, number: i64, start: Instant, done: &AtomicU64) -> Result<()> {
+    let mut client = connect(url).await?;
+    let update = client
+        .prepare("UPDATE yardstick SET state = $2, version = version + 1 WHERE id = $1")
+        .await?;
+    let insert =
+        client.prepare("INSERT INTO yardstick_event (job, change) VALUES ($1, $2)").await?;
+    let mut id = number;
+    while start.elapsed() < RUN {
+        id = (id + 7_919) % ROWS;
+        let transaction = client.transaction().await?;
+        transaction.execute(&update, &[&id, &"running"]).await?;
+        transaction.execute(&insert, &[&id, &"{\"kind\":\"job\",\"status\":\"running\"}"]).await?;
+        transaction.commit().await?;
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+async fn connect(url: &str) -> Result<tokio_postgres::Client> {
+    let (client, connection) =
+        tokio_postgres::connect(url, NoTls).await.context("connect to Postgres")?;
+    tokio_util::task::TaskTracker::new().spawn(connection);
+    Ok(client)
+}
+
+/// A database of its own on the server of the rig.
+pub(crate) struct Database {
+    pub(crate) url: String,
+    admin: tokio_postgres::Client,
+    name: String,
+}
+
+impl Database {
+    pub(crate) async fn create(server: &str) -> Result<Self> {
+        let admin = connect(server).await?;
+        let name = format!("kiln_bench_{}", std::process::id());
+        admin.batch_execute(&format!("DROP DATABASE IF EXISTS {name}")).await?;
+        admin.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+        let (base, query) =
+            server.split_once('?').map_or((server, String::new()), |(a, b)| (a, format!("?{b}")));
+        let base = base.rsplit_once('/').map_or(base, |(base, _)| base);
+        Ok(Self { url: format!("{base}/{name}{query}"), admin, name })
+    }
+
+    pub(crate) async fn drop(self) -> Result<()> {
+        Ok(self.admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await?)
+    }
+}
+
+/// Median of one durable commit on an idle database.
+pub(crate) async fn commit(url: &str) -> Result<Duration> {
+    let client = connect(url).await?;
+    client.batch_execute("CREATE TABLE yardstick_commit (n bigint)").await?;
+    let insert = client.prepare("INSERT INTO yardstick_commit VALUES (1)").await?;
+    let mut times = vec![];
+    for _ in 0..200 {
+        let start = Instant::now();
+        client.execute(&insert, &[]).await?;
+        times.push(start.elapsed());
+    }
+    client.batch_execute("DROP TABLE yardstick_commit").await?;
+    Ok(percentile(&mut times, 50))
+}
+
+/// Median of writing a page to a file and having it on disk.
+pub(crate) fn file_sync() -> Result<Duration> {
+    let mut file = tempfile::tempfile()?;
+    let mut times = vec![];
+    for _ in 0..200 {
+        let start = Instant::now();
+        std::io::Write::write_all(&mut file, &[0; 4_096])?;
+        file.sync_data()?;
+        times.push(start.elapsed());
+    }
+    Ok(percentile(&mut times, 50))
+}
+
+/// Median of a call of a health service with nothing behind it.
+pub(crate) async fn grpc_round_trip() -> Result<Duration> {
+    let farm = super::farm::Farm::start("").await?;
+    let mut times = vec![];
+    for _ in 0..200 {
+        let start = Instant::now();
+        farm.client.list_projects(kiln_sdk::v1::ListProjectsRequest {}).await?;
+        times.push(start.elapsed());
+    }
+    farm.stop().await?;
+    Ok(percentile(&mut times, 50))
+}
+
+/// Median of a bare fork, exec and wait of `true`.
+pub(crate) fn fork_exec() -> Result<Duration> {
+    let mut times = vec![];
+    for _ in 0..200 {
+        let start = Instant::now();
+        Command::new("/bin/true").status().context("run /bin/true")?;
+        times.push(start.elapsed());
+    }
+    Ok(percentile(&mut times, 50))
+}
+
+/// Happenings a second.
+pub(crate) fn rate(count: u64, time: Duration) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark are far below 2^52")]
+    let count = count as f64;
+    count / time.as_secs_f64()
+}
+
+/// The given percentile of unsorted times.
+pub(crate) fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort();
+    times
+        .get((times.len() * percent / 100).min(times.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or_default()
+}
