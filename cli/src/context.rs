@@ -111,6 +111,7 @@ pub(crate) fn options(global: &Global) -> Result<Options> {
     let context = match (&global.server, &global.context) {
         // A server that is named alone must not get the token of another one's context.
         (Some(server), None) => file.of_server(server),
+        (None, None) if file.current.is_none() => file.of_server(DEFAULT_SERVER),
         (_, asked) => file.chosen(asked.as_deref())?,
     };
     let server = global.server.clone().or_else(|| context.map(|context| context.server.clone()));

@@ -1,16 +1,29 @@
-//! stub
+//! `kiln migrate`: bring a database to this version's schema, before the servers of that version start.
+
+use kiln_server::store::sql;
 
 use crate::{
-    cmd::{Cx, Result},
+    cmd::{Cx, Result, server::Settings},
     exit::ExitStatus,
+    roles,
 };
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+pub(crate) struct Args {
+    #[command(flatten)]
+    settings: Settings,
+}
 
 impl Args {
-    #[expect(clippy::unused_async, reason = "stub")]
-    pub(crate) async fn run(self, _cx: &Cx<'_>) -> Result {
+    pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
+        let config = self.settings.merge()?;
+        let failed = |error| roles::failed("the database", &error);
+        let options = sql::Options { connections: 1, durable: true };
+        let database = sql::connect(&config.database_url(), &options).await.map_err(failed)?;
+        let migrated = database.migrate().await.map_err(failed);
+        database.close().await;
+        migrated?;
+        cx.printer.note("the database is up to date");
         Ok(ExitStatus::Succeeded)
     }
 }
