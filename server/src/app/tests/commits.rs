@@ -4,7 +4,10 @@ use futures::future::join_all;
 use kiln_core::build::BuildState;
 
 use super::*;
-use crate::app::submit::{Submitted, insert};
+use crate::app::{
+    Error,
+    submit::{Submitted, insert},
+};
 use crate::store::BuildFilter;
 
 scenarios! {
@@ -85,12 +88,17 @@ async fn claims_of_one_group_share_the_jobs(world: World) {
 
 async fn shutdown_answers_what_was_asked(world: World) {
     world.submit(jobs(1)).await;
-    let app = world.app.clone();
+    let (app, store) = (world.app.clone(), Arc::clone(&world.store));
     let asked = join_all((0..50).map(|_| app.submit(submission("default", None, jobs(1)))));
     let (answers, ()) = tokio::join!(asked, world.stop());
-    assert!(answers.iter().all(Result::is_ok));
+    // Asked before or after the end, each is told what became of it.
+    let busy = |error: &Error| matches!(error, Error::Busy(_));
+    assert!(answers.iter().all(|answer| answer.as_ref().map_or_else(busy, |_| true)));
+    let done = answers.iter().filter(|answer| answer.is_ok()).count();
+    let stored = store.builds(&BuildFilter::default(), None, 100).await.unwrap().len();
+    assert_eq!(stored, done + 1);
     let late = app.submit(submission("default", None, jobs(1))).await.unwrap_err();
-    assert!(matches!(late, crate::app::Error::Busy(_)), "{late}");
+    assert!(busy(&late), "{late}");
 }
 
 /// A commit whose answer was lost may have been done: the same build must not be made twice.

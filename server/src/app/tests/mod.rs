@@ -11,12 +11,32 @@ macro_rules! scenarios {
                 }
             )*
         }
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let folder = tempfile::tempdir().unwrap();
+                    super::$name(super::World::on_sqlite(folder.path()).await).await;
+                }
+            )*
+        }
+        mod postgres {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    let Some(database) = super::Database::create().await else { return };
+                    super::$name(super::World::over(database.store())).await;
+                    database.drop().await;
+                }
+            )*
+        }
     };
 }
 
 mod builds;
 mod claims;
 mod commits;
+mod database;
 mod reaper;
 mod sessions;
 mod tokens;
@@ -43,10 +63,15 @@ use kiln_core::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
+use self::database::Database;
 use super::{App, BuildView, Hello, Submit, Timing, Welcome};
 use crate::{
     clock::Clock,
-    store::{AgentRow, JobRow, SharedStore, memory::Memory},
+    store::{
+        AgentRow, JobRow, SharedStore,
+        memory::Memory,
+        sql::{Options, connect},
+    },
     wake::Local,
 };
 
@@ -125,6 +150,13 @@ impl World {
 
     fn in_memory() -> Self {
         Self::over(Arc::new(Memory::default()))
+    }
+
+    async fn on_sqlite(folder: &std::path::Path) -> Self {
+        let url = format!("sqlite:{}", folder.join("kiln.db").display());
+        let sql = connect(&url, &Options::default()).await.unwrap();
+        sql.migrate().await.unwrap();
+        Self::over(Arc::new(sql))
     }
 
     /// An enrolled agent with slots of the backend "shell", without a session.
