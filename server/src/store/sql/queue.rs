@@ -10,8 +10,7 @@ use kiln_core::{
 };
 use sea_orm::{
     ConnectionTrait, DbErr, EntityTrait, ExprTrait, FromQueryResult, QueryFilter, QueryOrder,
-    QuerySelect, Statement, Value,
-    sea_query::{Expr, Query},
+    QuerySelect, Statement, Value, sea_query::Expr,
 };
 use uuid::Uuid;
 
@@ -81,7 +80,8 @@ struct Found {
     preferred: Option<Uuid>,
 }
 
-/// The projects that come first, with those of the classes that they have claimable jobs of.
+/// The projects that come first, with those of the classes that they have claimable jobs of. What exists is asked by a
+/// subquery that ends at the first row: Postgres makes a join of EXISTS, which reads the whole queue.
 async fn pairs(
     conn: &impl ConnectionTrait,
     classes: &[Uuid],
@@ -91,18 +91,18 @@ async fn pairs(
     text.push("SELECT t.id AS project, c.id AS class FROM (SELECT p.id, ")
         .push("p.running*1000000/(CASE WHEN p.weight<1 THEN 1 ELSE p.weight END) AS used ")
         .push("FROM project p WHERE NOT p.paused AND (p.max_running=0 OR p.running<p.max_running) ")
-        .push("AND EXISTS (SELECT 1 FROM job j WHERE j.claimable AND j.class IN ")
+        .push("AND (SELECT 1 FROM job j WHERE j.claimable AND j.class IN ")
         .list(classes)
         .push(" AND j.project=p.id AND ")
         .due(now)
         .push(&format!(
-            ") ORDER BY used, p.id LIMIT {PROJECTS_OF_A_CLAIM}) t, class c WHERE c.id IN "
+            " LIMIT 1)=1 ORDER BY used, p.id LIMIT {PROJECTS_OF_A_CLAIM}) t, class c WHERE c.id IN "
         ))
         .list(classes)
-        .push(" AND EXISTS (SELECT 1 FROM job j WHERE j.claimable AND j.class=c.id ")
+        .push(" AND (SELECT 1 FROM job j WHERE j.claimable AND j.class=c.id ")
         .push("AND j.project=t.id AND ")
         .due(now)
-        .push(") ORDER BY t.used, t.id, c.id");
+        .push(" LIMIT 1)=1 ORDER BY t.used, t.id, c.id");
     text.all(conn).await
 }
 
@@ -186,13 +186,8 @@ fn candidate(found: Found) -> (Candidate, BuildId) {
 pub(super) async fn waiting_classes(
     conn: &impl ConnectionTrait,
 ) -> Result<BTreeMap<ClassId, Class>> {
-    let claimable = Query::select()
-        .expr(Expr::val(1))
-        .from_as(job::Entity, "j")
-        .and_where(Expr::col(("j", job::Column::Claimable)))
-        .and_where(Expr::col(("j", job::Column::Class)).equals((class::Entity, class::Column::Id)))
-        .to_owned();
-    let select = class::Entity::find().filter(Expr::exists(claimable));
+    let waits = "(SELECT 1 FROM job j WHERE j.claimable AND j.class=class.id LIMIT 1)=1";
+    let select = class::Entity::find().filter(Expr::cust(waits));
     let found: Vec<(ClassId, Class)> = set::rows(conn, select, "find waiting classes").await?;
     Ok(found.into_iter().collect())
 }
