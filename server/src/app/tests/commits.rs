@@ -1,7 +1,7 @@
 //! Grouped commits: what shares a transaction, and what a failure does to it.
 
 use futures::future::join_all;
-use kiln_core::build::BuildState;
+use kiln_core::{build::BuildState, spec::ConcurrencyGroup};
 
 use super::*;
 use crate::app::{
@@ -14,6 +14,7 @@ scenarios! {
     jobs_that_end_at_once_settle_their_build,
     submissions_with_one_key_at_once_make_one_build,
     claims_of_one_group_share_the_jobs,
+    replicas_work_side_by_side,
     shutdown_answers_what_was_asked,
 }
 
@@ -84,6 +85,54 @@ async fn claims_of_one_group_share_the_jobs(world: World) {
     all.dedup();
     assert_eq!((count, all.len()), (25, 25));
     world.check().await;
+}
+
+/// Two replicas with several committers, over builds that share groups, a limit and dependents.
+async fn replicas_work_side_by_side(world: World) {
+    let other = World::idle(Arc::clone(&world.store), Arc::clone(&world.clock));
+    other.app.start_with(&other.tracker, &other.shutdown, 3);
+    world.app.create_project("p", None, 6).await.unwrap();
+    let group = |limit, name: &str, needs: &[&str]| JobSpec {
+        concurrency: Some(ConcurrencyGroup { name: format!("g{limit}"), limit }),
+        ..job(name, needs)
+    };
+    let mut builds = vec![];
+    for _ in 0..4 {
+        let mut specs = jobs(6);
+        specs.extend([group(1, "one", &["j0"]), group(2, "two", &["j1", "j2"])]);
+        specs.push(job("last", &["one", "two", "j5"]));
+        builds.push(world.submit_to("p", specs).await.build.id);
+    }
+    let mut agents = vec![];
+    for n in 0..4 {
+        let side = if n % 2 == 0 { &world } else { &other };
+        agents.push((side, side.connect(&format!("agent-{n}"), 3).await));
+    }
+    let worked = join_all(agents.iter().map(|(side, session)| work(side, *session, &builds))).await;
+    assert_eq!(worked.iter().sum::<usize>(), 4 * 9);
+    world.check().await;
+}
+
+/// Takes and ends jobs until all builds are done.
+async fn work(side: &World, session: SessionId, builds: &[BuildId]) -> usize {
+    let mut done = 0;
+    loop {
+        let given = side.claim(session).await;
+        done += given.len();
+        join_all(given.iter().map(|given| async {
+            side.start(session, given.lease).await;
+            side.finish(session, given.lease, Outcome::Succeeded).await;
+        }))
+        .await;
+        let mut open = false;
+        for build in builds {
+            open |= !side.app.build(*build).await.unwrap().build.state().is_done();
+        }
+        if !open {
+            return done;
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 async fn shutdown_answers_what_was_asked(world: World) {
