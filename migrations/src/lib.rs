@@ -9,6 +9,8 @@ mod m20261121_000003_jobs;
 mod m20261121_000004_leases;
 mod m20261121_000005_agents;
 mod m20261121_000006_tokens;
+mod m20261121_000007_logs;
+mod m20261121_000008_blobs;
 mod schema;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait::async_trait};
@@ -27,6 +29,8 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000004_leases::Migration),
             Box::new(m20261121_000005_agents::Migration),
             Box::new(m20261121_000006_tokens::Migration),
+            Box::new(m20261121_000007_logs::Migration),
+            Box::new(m20261121_000008_blobs::Migration),
         ]
     }
 }

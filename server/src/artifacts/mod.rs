@@ -4,7 +4,7 @@
 //! transaction; from then on they hold the blob, and the pin goes. What nothing holds is collected.
 
 mod collect;
-mod index;
+pub mod index;
 pub mod memory;
 mod name;
 mod part;

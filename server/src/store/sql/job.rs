@@ -196,10 +196,8 @@ pub(super) async fn insert(conn: &impl ConnectionTrait, jobs: &[NewJob]) -> Resu
     for piece in jobs.chunks(set::MOST) {
         let models: Vec<_> = piece.iter().map(|new| Model::from(&new.row)).collect();
         set::insert(conn, &models, "").await.map_err(failed("insert jobs"))?;
-        let specs: Vec<_> = piece
-            .iter()
-            .map(|new| job_spec::Model { job: new.row.job.id.uuid(), content: to_json(&new.spec) })
-            .collect();
+        let specs: Vec<_> =
+            piece.iter().map(|new| job_spec::Model::new(new.row.job.id, &new.spec)).collect();
         set::insert(conn, &specs, "").await.map_err(failed("insert specifications"))?;
         let needs: Vec<_> = piece.iter().flat_map(needs).collect();
         set::insert(conn, &needs, "").await.map_err(failed("insert needs"))?;
