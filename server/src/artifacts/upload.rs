@@ -78,6 +78,14 @@ impl Upload {
         self.seat.as_ref().is_some_and(Seat::is_replaced)
     }
 
+    /// Returns when that happens.
+    pub async fn replaced(&self) {
+        match &self.seat {
+            Some(seat) => seat.replaced().await,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Adds bytes. With the last of them the blob is verified and stored; a wrong one is dropped.
     pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
         let Some(mut part) = self.part.take() else {

@@ -4,8 +4,10 @@
 
 mod admin;
 mod agent;
+mod artifact;
 pub mod auth;
 mod build;
+mod log;
 mod page;
 mod project;
 pub mod status;
@@ -17,7 +19,9 @@ use tonic::Status;
 
 pub use admin::Admin;
 pub use agent::Agents;
+pub use artifact::ArtifactApi;
 pub use build::Builds;
+pub use log::LogApi;
 pub use project::Projects;
 
 /// Refuses a request for one field.

@@ -84,6 +84,11 @@ impl Writer {
         self.seat.is_replaced()
     }
 
+    /// Returns when that happens.
+    pub async fn replaced(&self) {
+        self.seat.replaced().await;
+    }
+
     /// Appends these pieces, which lie one behind the other from `offset` on. What is held is skipped, a gap is
     /// refused. When this returns, they are durable.
     pub async fn append(&mut self, offset: u64, pieces: &[Bytes]) -> Result<()> {
