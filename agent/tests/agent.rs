@@ -1,0 +1,463 @@
+//! Whole agents against a server that the test plays: what is said, what is sent, and what survives.
+
+mod fake;
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::symlink,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use fake::{Fake, sha256};
+use kiln_agent::{
+    Address, Config, Identity,
+    backend::{Backend, Failure, Unavailable},
+    enroll,
+    run::Run,
+    run_with,
+};
+use kiln_core::{
+    agent::Offer,
+    id::{BuildId, JobId, LeaseId},
+    session::{Artifact, Assignment},
+    spec::{JobSpec, Source},
+};
+use kiln_proto::v1;
+use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use v1::session_response::Frame;
+
+/// A backend whose scripts are a few words.
+#[derive(Debug)]
+struct Words {
+    gate: Semaphore,
+    runs: AtomicUsize,
+    adoptions: AtomicUsize,
+}
+
+impl Words {
+    async fn speak(&self, job: &Assignment, run: &Run) -> Result<(), Failure> {
+        for line in job.spec.script.lines() {
+            let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+            match word {
+                "say" => run.say(rest).await.unwrap(),
+                "stage" => run.stage(rest).await.unwrap(),
+                "remember" => run.remember(rest).await.unwrap(),
+                "gate" => self.gate.acquire().await.unwrap().forget(),
+                "link" => symlink(rest, run.workspace().join("link")).unwrap(),
+                "write" => fs::write(run.workspace().join(rest), rest.repeat(100)).unwrap(),
+                "read" => {
+                    let text = fs::read_to_string(run.workspace().join(rest)).unwrap();
+                    run.say(&text).await.unwrap();
+                }
+                "fail" => return Err(Failure::user("it said fail")),
+                "hang" => {
+                    run.cancel.cancelled().await;
+                    return Err(Failure::user("killed"));
+                }
+                other => panic!("unknown word {other}"),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Backend for Words {
+    fn kind(&self) -> &'static str {
+        "words"
+    }
+
+    async fn probe(&self) -> Result<Offer, Unavailable> {
+        Ok(Offer { slots: 4, ..Offer::default() })
+    }
+
+    async fn run(&self, job: &Assignment, run: &Run) -> Result<(), Failure> {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        self.speak(job, run).await
+    }
+
+    async fn adopt(&self, _: &Assignment, run: &Run, handle: &str) -> Result<(), Failure> {
+        self.adoptions.fetch_add(1, Ordering::SeqCst);
+        self.gate.acquire().await.unwrap().forget();
+        run.say(&format!("adopted {handle} hunter2")).await.unwrap();
+        Ok(())
+    }
+
+    async fn remove(&self, _: LeaseId) {}
+
+    async fn sweep(&self, _: &[LeaseId]) {}
+}
+
+struct Setup {
+    fake: Fake,
+    words: Arc<Words>,
+    config: Config,
+    identity: Identity,
+    _data: tempfile::TempDir,
+}
+
+struct Running {
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), kiln_agent::agent::Error>>,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let fake = Fake::start().await;
+        let data = tempfile::tempdir().unwrap();
+        let address = Address { url: fake.url.clone(), ca_pem: None };
+        let identity = enroll(&address, "token", "one", data.path()).await.unwrap();
+        let config = Config {
+            server: fake.url.clone(),
+            data_dir: data.path().to_owned(),
+            cancel_grace_ms: 100,
+            ..Config::default()
+        };
+        let words = Words {
+            gate: Semaphore::new(0),
+            runs: AtomicUsize::new(0),
+            adoptions: AtomicUsize::new(0),
+        };
+        Self { fake, words: Arc::new(words), config, identity, _data: data }
+    }
+
+    fn start(&self) -> Running {
+        let stop = CancellationToken::new();
+        let (config, identity, token) = (self.config.clone(), self.identity.clone(), stop.clone());
+        let backends: Vec<Arc<dyn Backend>> = vec![self.words.clone()];
+        #[expect(clippy::disallowed_methods, reason = "joined by stop")]
+        let task = tokio::spawn(async move {
+            run_with(config, &identity, backends, "/bin/false".into(), token).await
+        });
+        Running { stop, task }
+    }
+
+    fn folder(&self, lease: LeaseId) -> std::path::PathBuf {
+        self.config.data_dir.join("leases").join(lease.to_string())
+    }
+
+    async fn is_removed(&self, lease: LeaseId) {
+        let folder = self.folder(lease);
+        for _ in 0..500 {
+            if !folder.exists() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{} stays", folder.display());
+    }
+}
+
+fn job(n: u128, script: &str) -> Assignment {
+    let uuid = Uuid::from_u128(n);
+    let spec = JobSpec {
+        name: "job".into(),
+        backend: "words".into(),
+        script: script.into(),
+        ..JobSpec::default()
+    };
+    Assignment {
+        lease: LeaseId::from_uuid(uuid),
+        job: JobId::from_uuid(uuid),
+        build: BuildId::from_uuid(uuid),
+        project: "default".into(),
+        attempt: 1,
+        spec,
+        inputs: vec![],
+        exclusive: false,
+    }
+}
+
+fn secrets() -> Vec<v1::Secret> {
+    vec![v1::Secret { name: "password".into(), value: b"hunter2".to_vec() }]
+}
+
+fn failure(finished: &v1::Finished) -> (v1::FailureKind, String) {
+    let outcome = finished.outcome.clone().unwrap();
+    (outcome.failure(), outcome.message)
+}
+
+fn state(finished: &v1::Finished) -> v1::OutcomeState {
+    finished.outcome.as_ref().unwrap().state()
+}
+
+#[tokio::test]
+async fn a_job_runs_and_leaves_nothing() {
+    let setup = Setup::new().await;
+    let enrolled = std::mem::take(&mut setup.fake.state().enrolled);
+    assert_eq!(enrolled[0], enrolled[1], "an answer that was lost is asked for alike");
+    let agent = setup.start();
+    let job = job(1, "say one hunter2 two\nstage middle\nsay three");
+    setup.fake.assign(&job, secrets()).await;
+    let finished = setup.fake.finished().await;
+    assert_eq!(state(&finished), v1::OutcomeState::Succeeded);
+    let log = setup.fake.sealed(job.lease).await;
+    assert_eq!(String::from_utf8(log.bytes).unwrap(), "one ******* two\nthree\n");
+    let stages: Vec<_> =
+        log.stages.iter().map(|stage| (stage.name.as_str(), stage.offset)).collect();
+    assert_eq!(stages, [("middle", 16)]);
+    assert_eq!(finished.log_lengths["main"], 22);
+    assert_eq!(setup.fake.state().started, [job.lease.to_string()]);
+    assert!(setup.fake.state().bearers[0].starts_with("Bearer agt_"));
+    setup.is_removed(job.lease).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_cut_is_survived_and_no_byte_is_sent_twice() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    let job = job(1, "say before\ngate\nsay after");
+    setup.fake.assign(&job, vec![]).await;
+    let lease = job.lease;
+    let key = (lease.to_string(), "main".to_owned());
+    setup
+        .fake
+        .until("some log", |state| state.logs.get(&key).is_some_and(|log| log.bytes.len() == 7))
+        .await;
+    setup.fake.cut();
+    setup.fake.until("another Hello", |state| state.hellos.len() == 2).await;
+    {
+        let state = setup.fake.state();
+        let [first, second] = &state.hellos[..] else { panic!() };
+        assert_eq!(second.journal[0].state(), v1::LeaseState::Running);
+        assert!(second.epoch > first.epoch);
+        assert_eq!(second.instance, first.instance);
+    }
+    setup.words.gate.add_permits(1);
+    let log = setup.fake.sealed(lease).await;
+    assert_eq!((log.bytes.as_slice(), log.repeated), (&b"before\nafter\n"[..], 0));
+    assert_eq!(setup.words.runs.load(Ordering::SeqCst), 1);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn another_process_adopts_the_job_and_masks_its_log() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    let job = job(1, "say before\nremember it\ngate");
+    setup.fake.assign(&job, secrets()).await;
+    let key = (job.lease.to_string(), "main".to_owned());
+    setup
+        .fake
+        .until("some log", |state| state.logs.get(&key).is_some_and(|log| log.bytes.len() == 7))
+        .await;
+    agent.stop().await;
+    assert!(setup.folder(job.lease).join("entry.json").exists());
+
+    setup.fake.state().secrets = secrets();
+    let agent = setup.start();
+    setup.fake.until("another Hello", |state| state.hellos.len() == 2).await;
+    setup.words.gate.add_permits(1);
+    let log = setup.fake.sealed(job.lease).await;
+    assert_eq!(String::from_utf8(log.bytes).unwrap(), "before\nadopted it *******\n");
+    assert_eq!(log.repeated, 0);
+    assert_eq!(setup.words.adoptions.load(Ordering::SeqCst), 1);
+    assert_eq!(state(&setup.fake.finished().await), v1::OutcomeState::Succeeded);
+    setup.is_removed(job.lease).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_never_begun_begins_anew_and_what_ended_is_said_again() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    setup.fake.state().deaf = true;
+    let ended = job(1, "say done");
+    setup.fake.assign(&ended, vec![]).await;
+    setup.fake.finished().await;
+    let begun = job(2, "gate\nsay twice");
+    setup.fake.assign(&begun, vec![]).await;
+    setup.fake.until("both", |state| state.started.len() == 2).await;
+    agent.stop().await;
+
+    setup.fake.state().deaf = false;
+    setup.words.gate.add_permits(1);
+    let agent = setup.start();
+    let lease = ended.lease.to_string();
+    let said =
+        |state: &fake::State| state.finished.iter().filter(|one| one.lease == lease).count() == 2;
+    setup.fake.until("the result again", said).await;
+    assert_eq!(setup.fake.sealed(begun.lease).await.bytes, b"twice\n");
+    assert_eq!(setup.words.runs.load(Ordering::SeqCst), 3);
+    setup.is_removed(ended.lease).await;
+    setup.is_removed(begun.lease).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_cancelled_job_and_one_out_of_time_say_so() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    let cancelled = job(1, "hang");
+    setup.fake.assign(&cancelled, vec![]).await;
+    setup.fake.until("its start", |state| state.started.len() == 1).await;
+    let lease = cancelled.lease.to_string();
+    setup.fake.say(|_| Frame::Revoke(v1::Revoke { lease })).await;
+    assert_eq!(state(&setup.fake.finished().await), v1::OutcomeState::Cancelled);
+
+    let mut late = job(2, "hang");
+    late.spec.timeouts.total_ms = 200;
+    setup.fake.assign(&late, vec![]).await;
+    setup.fake.until("two results", |state| state.finished.len() == 2).await;
+    let (kind, message) = failure(&setup.fake.state().finished[1]);
+    assert_eq!(kind, v1::FailureKind::Timeout);
+    assert!(message.contains("timeouts.total_ms"), "{message}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_draining_agent_refuses_work_ends_what_it_has_and_leaves() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    let first = job(1, "gate");
+    setup.fake.assign(&first, vec![]).await;
+    setup.fake.until("its start", |state| state.started.len() == 1).await;
+    setup.fake.say(|_| Frame::Drain(v1::Drain {})).await;
+    setup.fake.assign(&job(2, "say no"), vec![]).await;
+    setup.fake.until("a refusal", |state| !state.refused.is_empty()).await;
+    assert!(setup.fake.state().refused[0].reason.contains("leaving"));
+    setup.words.gate.add_permits(1);
+    tokio::time::timeout(Duration::from_secs(30), agent.task).await.unwrap().unwrap().unwrap();
+    assert!(!setup.folder(first.lease).exists());
+}
+
+#[tokio::test]
+async fn artifacts_are_uploaded_and_links_are_not_followed() {
+    let setup = Setup::new().await;
+    let secret = setup.config.data_dir.join("identity.json");
+    let agent = setup.start();
+    let mut job = job(1, &format!("write out.txt\nlink {}", secret.display()));
+    job.spec.artifacts = vec!["*".into()];
+    setup.fake.assign(&job, vec![]).await;
+    let finished = setup.fake.finished().await;
+    assert_eq!(state(&finished), v1::OutcomeState::Succeeded, "{finished:?}");
+    let content = "out.txt".repeat(100);
+    let [artifact] = &finished.artifacts[..] else { panic!("{finished:?}") };
+    assert_eq!((artifact.name.as_str(), artifact.size), ("out.txt", 700));
+    assert_eq!(artifact.sha256, sha256(content.as_bytes()));
+    assert_eq!(setup.fake.state().blobs.len(), 1);
+
+    let mut bomb = self::job(2, "write a.txt\nwrite b.txt");
+    bomb.spec.artifacts = vec!["*.txt".into()];
+    bomb.spec.resources.artifact_bytes = 800;
+    setup.fake.assign(&bomb, vec![]).await;
+    setup.fake.until("two results", |state| state.finished.len() == 2).await;
+    let (kind, message) = failure(&setup.fake.state().finished[1]);
+    assert_eq!(kind, v1::FailureKind::User);
+    assert!(message.contains("resources.artifact_bytes"), "{message}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn inputs_are_placed_but_not_through_a_link_of_the_source() {
+    let setup = Setup::new().await;
+    let outside = tempfile::tempdir().unwrap();
+    let mut builder = tar::Builder::new(vec![]);
+    let mut link = tar::Header::new_gnu();
+    link.set_entry_type(tar::EntryType::Symlink);
+    link.set_size(0);
+    builder.append_link(&mut link, "out", outside.path()).unwrap();
+    let mut file = tar::Header::new_gnu();
+    file.set_size(2);
+    file.set_mode(0o644);
+    builder.append_data(&mut file, "src/a.txt", &b"a\n"[..]).unwrap();
+    let archive = zstd::encode_all(&builder.into_inner().unwrap()[..], 1).unwrap();
+    let source =
+        Source::Archive { sha256: setup.fake.put_blob(&archive), size: archive.len() as u64 };
+    let input = |name: &str, sha256: &str| Artifact {
+        name: name.into(),
+        size: 2,
+        sha256: sha256.into(),
+        mode: 0o644,
+    };
+    let blob = setup.fake.put_blob(b"b\n");
+    let agent = setup.start();
+    let mut good = job(1, "read src/a.txt\nread deps/b.txt");
+    good.spec.source = Some(source.clone());
+    good.inputs = vec![input("deps/b.txt", &blob)];
+    setup.fake.assign(&good, vec![]).await;
+    let log = setup.fake.sealed(good.lease).await;
+    assert_eq!(String::from_utf8(log.bytes).unwrap(), "a\nb\n");
+
+    let mut bad = job(2, "say no");
+    bad.spec.source = Some(source);
+    bad.inputs = vec![input("out/b.txt", &blob)];
+    setup.fake.assign(&bad, vec![]).await;
+    setup.fake.until("two results", |state| state.finished.len() == 2).await;
+    let (kind, message) = failure(&setup.fake.state().finished[1]);
+    assert_eq!(kind, v1::FailureKind::User, "{message}");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    agent.stop().await;
+}
+
+fn git(dir: &Path, args: &[&str]) {
+    let identity = [
+        "-c",
+        "user.name=Kiln",
+        "-c",
+        "user.email=kiln@example.org",
+        "-c",
+        "init.defaultBranch=main",
+    ];
+    let output = Command::new("git").args(identity).args(args).current_dir(dir).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_git_source_is_checked_out_and_a_missing_ref_is_the_users_fault() {
+    let mut setup = Setup::new().await;
+    setup.config.allow_local_git = true;
+    let repo = tempfile::tempdir().unwrap();
+    git(repo.path(), &["init", "-q"]);
+    fs::File::create(repo.path().join("hello.txt")).unwrap().write_all(b"hello\n").unwrap();
+    git(repo.path(), &["add", "."]);
+    git(repo.path(), &["commit", "-qm", "First"]);
+    let url = repo.path().to_str().unwrap().to_owned();
+    let agent = setup.start();
+    let mut good = job(1, "read hello.txt");
+    good.spec.source =
+        Some(Source::Git { url: url.clone(), r#ref: "main".into(), submodules: false });
+    setup.fake.assign(&good, vec![]).await;
+    let log = String::from_utf8(setup.fake.sealed(good.lease).await.bytes).unwrap();
+    assert!(log.contains("checked out ") && log.ends_with("hello\n"), "{log}");
+
+    let mut bad = job(2, "say no");
+    bad.spec.source =
+        Some(Source::Git { url: url.clone(), r#ref: "nowhere".into(), submodules: false });
+    setup.fake.assign(&bad, vec![]).await;
+    setup.fake.until("two results", |state| state.finished.len() == 2).await;
+    let (kind, message) = failure(&setup.fake.state().finished[1]);
+    assert_eq!(kind, v1::FailureKind::User, "{message}");
+    assert!(message.contains(&url) && message.contains("nowhere"), "{message}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_unknown_backend_is_the_machinerys_fault() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    let mut job = job(1, "say no");
+    job.spec.backend = "elsewhere".into();
+    setup.fake.assign(&job, vec![]).await;
+    let finished = setup.fake.finished().await;
+    assert_eq!(failure(&finished).0, v1::FailureKind::Infra);
+    agent.stop().await;
+}
