@@ -1,5 +1,11 @@
 //! Whole agents against a server that the test plays: what is said, what is sent, and what survives.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::format_collect,
+    reason = "helpers of tests fail by panicking"
+)]
+
 mod fake;
 
 use std::{
