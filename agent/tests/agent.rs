@@ -56,6 +56,12 @@ impl Words {
             let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
             match word {
                 "say" => run.say(rest).await.unwrap(),
+                "flood" => {
+                    let line = "0123456789abcde".repeat(4_000);
+                    for _ in 0..rest.parse::<u32>().unwrap() {
+                        run.say(&line).await.unwrap();
+                    }
+                }
                 "stage" => run.stage(rest).await.unwrap(),
                 "remember" => run.remember(rest).await.unwrap(),
                 "gate" => self.gate.acquire().await.unwrap().forget(),
@@ -251,6 +257,44 @@ async fn a_cut_is_survived_and_no_byte_is_sent_twice() {
     let log = setup.fake.sealed(lease).await;
     assert_eq!((log.bytes.as_slice(), log.repeated), (&b"before\nafter\n"[..], 0));
     assert_eq!(setup.words.runs.load(Ordering::SeqCst), 1);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_log_arrives_whole_over_cuts_in_the_middle() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    let job = job(1, "flood 200\ngate\nflood 200");
+    setup.fake.assign(&job, secrets()).await;
+    let key = (job.lease.to_string(), "main".to_owned());
+    let held = |state: &fake::State| state.logs.get(&key).map_or(0, |log| log.bytes.len());
+    setup.fake.until("a part of the log", |state| held(state) > 3_000_000).await;
+    setup.fake.cut();
+    setup.words.gate.add_permits(1);
+    setup.fake.until("more of the log", |state| held(state) > 14_000_000).await;
+    setup.fake.cut();
+    let log = setup.fake.sealed(job.lease).await;
+    assert_eq!((log.bytes.len(), log.repeated), (400 * 60_001, 0));
+    assert!(log.bytes.chunks(60_001).all(|line| line == &log.bytes[..60_001]));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_holds_other_bytes_gets_nothing_more() {
+    let setup = Setup::new().await;
+    let job = job(1, "say one\ngate");
+    let key = (job.lease.to_string(), "main".to_owned());
+    let other = fake::Log { bytes: b"two".to_vec(), ..fake::Log::default() };
+    setup.fake.state().logs.insert(key, other);
+    let agent = setup.start();
+    setup.words.gate.add_permits(1);
+    setup.fake.assign(&job, vec![]).await;
+    setup.fake.finished().await;
+    // The upload is opened as soon as there is a byte; two heartbeats later it had its answer.
+    let beats = setup.fake.state().heartbeats;
+    setup.fake.until("heartbeats", |state| state.heartbeats > beats + 3).await;
+    assert_eq!(setup.fake.log(job.lease).bytes, b"two");
+    assert!(setup.folder(job.lease).exists(), "what the server lacks is kept");
     agent.stop().await;
 }
 
