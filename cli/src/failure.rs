@@ -55,15 +55,24 @@ impl From<Error> for Failure {
             | Code::Unauthenticated => ExitStatus::Usage,
             _ => ExitStatus::Unavailable,
         };
-        let fields = error.violations().iter().map(|v| (v.field.clone(), v.message.clone()));
+        let (message, fields) = told(&error);
         let hint = error.hint().map(str::to_owned).or_else(|| hint(&error).map(str::to_owned));
-        Self {
-            status,
-            message: error.message().to_owned(),
-            fields: fields.collect(),
-            hint,
-            silent: false,
-        }
+        Self { status, message, fields, hint, silent: false }
+    }
+}
+
+/// The fields get a line each; a server that lists them in its sentence too is not heard twice.
+fn told(error: &Error) -> (String, Vec<(String, String)>) {
+    let fields: Vec<_> =
+        error.violations().iter().map(|v| (v.field.clone(), v.message.clone())).collect();
+    let whole = error.message();
+    let Some((field, message)) = fields.first() else { return (whole.to_owned(), fields) };
+    let before = whole.split_once(&format!("{field}: {message}")).map(|(before, _)| before);
+    match before.map(|before| before.trim_end_matches([' ', ':', ';', ','])) {
+        None => (whole.to_owned(), fields),
+        Some("") if fields.len() == 1 => (whole.to_owned(), vec![]),
+        Some("") => (format!("{} fields can't be used", fields.len()), fields),
+        Some(before) => (before.to_owned(), fields),
     }
 }
 

@@ -32,6 +32,7 @@ impl Client {
             client: self.clone(),
             seen: None,
             tail: false,
+            whole: false,
             stream: None,
             backoff: Backoff::new(self.options().resume),
             complete: false,
@@ -56,6 +57,8 @@ struct Follow {
     seen: Option<Seen>,
     /// The rest of one attempt is being read; those that follow it come after it.
     tail: bool,
+    /// The attempt that was read last is complete: only what follows it is news.
+    whole: bool,
     stream: Option<Streaming<FollowLogResponse>>,
     backoff: Backoff,
     complete: bool,
@@ -67,6 +70,7 @@ impl Follow {
             let status = match self.step().await {
                 Ok(Some(piece)) => {
                     if let Some(piece) = self.take(piece) {
+                        self.backoff.progress();
                         return Ok(Some(piece));
                     }
                     continue;
@@ -76,7 +80,7 @@ impl Follow {
                 Err(status) => return Err(status.into()),
             };
             self.stream = None;
-            self.tail = self.request.lease.is_empty() && self.seen.is_some();
+            self.tail = self.request.lease.is_empty() && self.seen.is_some() && !self.whole;
             if !self.backoff.wait(status.as_ref()).await {
                 let status = status
                     .unwrap_or_else(|| Status::unavailable("the server keeps ending the log"));
@@ -113,7 +117,6 @@ impl Follow {
 
     /// Drops the bytes that were seen before, and says nothing of a piece that holds no news.
     fn take(&mut self, mut piece: FollowLogResponse) -> Option<FollowLogResponse> {
-        self.backoff.progress();
         let known = self.seen.as_ref().filter(|seen| seen.lease == piece.lease);
         let from = known.map_or(piece.offset, |seen| seen.offset);
         let end = piece.offset + i64::try_from(piece.data.len()).unwrap_or(i64::MAX);
@@ -123,6 +126,7 @@ impl Follow {
             piece.data = piece.data.slice(double..);
             piece.offset = from;
         }
+        self.whole &= known.is_some();
         if !piece.lease.is_empty() {
             self.seen = Some(Seen { lease: piece.lease.clone(), offset: end.max(from) });
         }
@@ -130,7 +134,7 @@ impl Follow {
             piece.stage = None;
         }
         if piece.complete && self.tail {
-            (self.tail, self.stream, piece.complete) = (false, None, false);
+            (self.tail, self.whole, self.stream, piece.complete) = (false, true, None, false);
         }
         self.complete = piece.complete;
         (piece.complete || piece.stage.is_some() || !piece.data.is_empty()).then_some(piece)

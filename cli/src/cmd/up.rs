@@ -116,7 +116,7 @@ async fn enroll_token(url: &str, admin: &Path) -> Result<String> {
     let secret = context::read_secret(admin)?;
     let client = Client::connect(Options::new(url).token(secret)).await?;
     let request = CreateTokenRequest {
-        name: "the agent of kiln up".to_owned(),
+        name: "kiln-up".to_owned(),
         role: Role::Enroller.into(),
         ..Default::default()
     };
