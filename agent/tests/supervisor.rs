@@ -200,6 +200,15 @@ async fn a_stray_term_of_the_supervisor_does_not_end_the_job() {
     assert_eq!(waiting.await.unwrap().code, Some(6));
 }
 
+#[tokio::test]
+async fn a_job_that_was_given_up_before_it_began_never_begins() {
+    let (_dir, run) = run();
+    fs::write(run.dir().join("cancel"), "").unwrap();
+    let exit = end(&run, script(&run, "echo begun")).await;
+    assert_eq!((exit.ending, exit.code), (Ending::Cancelled, None));
+    assert_eq!(log(&run), "");
+}
+
 fn handle(run: &Run) -> String {
     run.folder.remembered().unwrap().expect("adoption needs a handle")
 }

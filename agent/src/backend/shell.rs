@@ -114,15 +114,21 @@ impl Backend for Shell {
     }
 
     async fn probe(&self) -> Result<Offer, Unavailable> {
-        let slots = self.config.slots;
-        let offer = self.with_host(move |host| Offer {
-            slots,
-            features: host.features(),
-            operations: ["script".to_owned()].into(),
-            facts: [("containment".to_owned(), host.mode().to_owned())].into(),
-            unavailable: None,
+        let (slots, want) = (self.config.slots, self.config.containment);
+        let offer = self.with_host(move |host| {
+            if !host.is(want) {
+                let mode = host.mode();
+                return Err(format!("containment = {want:?} does not work here, only: {mode}"));
+            }
+            Ok(Offer {
+                slots,
+                features: host.features(),
+                operations: ["script".to_owned()].into(),
+                facts: [("containment".to_owned(), host.mode().to_owned())].into(),
+                unavailable: None,
+            })
         });
-        offer.await.map_err(|error| Unavailable(error.to_string()))
+        offer.await.map_err(|error| error.to_string()).flatten().map_err(Unavailable)
     }
 
     async fn run(&self, job: &Assignment, run: &Run) -> Result<(), Failure> {

@@ -20,6 +20,8 @@ const JOBS: &str = "kiln-jobs";
 /// The group into which the agent goes where its own must be empty to pass controllers on.
 const HOME: &str = "kiln-agent";
 const CPU_PERIOD_US: u64 = 100_000;
+/// The kernel takes no less.
+const CPU_QUOTA_MIN_US: u64 = 1_000;
 
 /// What the configuration asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +63,16 @@ impl Host {
         let fallback =
             if namespace { Containment::PidNamespace } else { Containment::ProcessGroup };
         Self { hierarchies, fallback }
+    }
+
+    /// It is what the configuration asks for.
+    pub fn is(&self, want: Want) -> bool {
+        match want {
+            Want::Auto => true,
+            Want::Cgroup => !self.hierarchies.is_empty(),
+            Want::PidNamespace => self.fallback == Containment::PidNamespace,
+            Want::ProcessGroup => self.fallback == Containment::ProcessGroup,
+        }
     }
 
     /// The word for the offer.
@@ -149,7 +161,7 @@ fn settings(version: Version, controller: &str, wanted: u64) -> Vec<Setting> {
     let must =
         |file: &str, value: String| Setting { file: file.to_owned(), value, optional: false };
     let may = |file: &str, value: String| Setting { optional: true, ..must(file, value) };
-    let quota = wanted * CPU_PERIOD_US / 1_000;
+    let quota = (wanted * CPU_PERIOD_US / 1_000).max(CPU_QUOTA_MIN_US);
     match (version, controller) {
         (Version::V2, "cpu") => vec![must("cpu.max", format!("{quota} {CPU_PERIOD_US}"))],
         (Version::V1, "cpu") => vec![

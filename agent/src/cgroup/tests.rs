@@ -40,6 +40,10 @@ fn without_groups_there_is_no_limit_to_offer() {
 #[test]
 fn offered_limits_are_set_and_groups_removed() {
     let host = Host::detect(Want::Cgroup);
+    let tiny = Limits { cpu_millis: 1, ..Limits::default() };
+    let tiny = host.contain(&format!("tiny-{}", std::process::id()), tiny);
+    tiny.prepare().unwrap();
+    tiny.remove();
     let limits = Limits { cpu_millis: 1_500, memory_bytes: 64 << 20, pids: 20 };
     let containment = host.contain(&format!("test-{}", std::process::id()), limits);
     let Containment::Groups { groups } = &containment else {

@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::Path,
     process::Stdio,
+    time::Duration,
 };
 
 use kiln_core::id::LeaseId;
@@ -24,6 +25,7 @@ use crate::{
 
 /// What of a dead supervisor's own errors is told.
 const ERROR_BYTES: usize = 400;
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The variable by which processes of a lease are found when all else fails.
 pub(crate) fn marker(lease: LeaseId) -> (String, String) {
@@ -104,11 +106,19 @@ pub(crate) async fn wait(
 /// Waits until a process is dead, and passes a cancellation on to it.
 async fn gone(run: &Run, identity: &Identity) -> io::Result<()> {
     let Some(pid) = identity.pid() else { return Ok(()) };
-    let Ok(process) = pidfd_open(pid, PidfdFlags::NONBLOCK) else { return Ok(()) };
-    // Only now: the descriptor can't become another process', the number can.
-    if !identity.exists() {
-        return Ok(());
-    }
+    let process = loop {
+        let opened = pidfd_open(pid, PidfdFlags::NONBLOCK);
+        // Only now: the descriptor can't become another process', the number can.
+        if !identity.exists() {
+            return Ok(());
+        }
+        match opened {
+            Ok(process) => break process,
+            // Too many open files here are no reason to give up a job that runs.
+            Err(error) => tracing::warn!(lease = %run.lease, %error, "watching a supervisor"),
+        }
+        tokio::time::sleep(RETRY).await;
+    };
     #[allow(deprecated, reason = "its heir is unsafe; an OwnedFd is what it claims to be")]
     let process = AsyncFd::new(process)?;
     tokio::select! {

@@ -14,7 +14,7 @@ use super::{Config, end, engine_error, registry};
 use crate::{backend::Failure, run::Run};
 
 /// A registry that sends nothing for so long is not going to.
-const SILENCE: Duration = Duration::from_mins(2);
+const SILENCE: Duration = Duration::from_mins(5);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Has the image on this machine when it returns.
@@ -99,6 +99,7 @@ fn failure(image: &str, error: &Error) -> Failure {
         "name unknown",
         "repository name not known",
         "unauthorized",
+        "requested access to the resource is denied",
         "no basic auth credentials",
     ];
     let message = format!("image {image}: {}", end(&text));
