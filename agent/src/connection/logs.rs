@@ -37,12 +37,19 @@ impl From<Status> for PushError {
     fn from(status: Status) -> Self {
         let text = format!("{:?}: {}", status.code(), status.message());
         match status.code() {
-            Code::FailedPrecondition | Code::NotFound | Code::PermissionDenied => {
+            Code::NotFound | Code::PermissionDenied => Self::Closed(text),
+            // A gap, or an upload that took the place of ours: open again.
+            Code::FailedPrecondition if is_over(&kiln_sdk::Error::from(status)) => {
                 Self::Closed(text)
             }
             _ => Self::Cut(text),
         }
     }
+}
+
+/// The server says that the log is closed for good.
+fn is_over(error: &kiln_sdk::Error) -> bool {
+    matches!(error.reason(), Some("LOG_SEALED" | "LEASE_STALE"))
 }
 
 fn cut() -> PushError {
@@ -108,4 +115,28 @@ impl Server {
 
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::{ErrorDetails, StatusExt};
+
+    use super::*;
+
+    fn refused(reason: &str) -> PushError {
+        let none = std::collections::HashMap::<String, String>::new();
+        let details = ErrorDetails::with_error_info(reason, "kiln.dev", none);
+        Status::with_error_details(Code::FailedPrecondition, "no", details).into()
+    }
+
+    #[test]
+    fn a_log_is_given_up_only_when_it_is_closed_for_good() {
+        for reason in ["LOG_SEALED", "LEASE_STALE"] {
+            assert!(matches!(refused(reason), PushError::Closed(_)), "{reason}");
+        }
+        for reason in ["LOG_GAP", "UPLOAD_REPLACED"] {
+            assert!(matches!(refused(reason), PushError::Cut(_)), "{reason}");
+        }
+        assert!(matches!(PushError::from(Status::unavailable("")), PushError::Cut(_)));
+    }
 }
