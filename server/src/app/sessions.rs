@@ -49,10 +49,10 @@ impl App {
 
     /// The heartbeat of a session, grouped with those of others; false where it is closed.
     pub async fn beat(&self, session: SessionId, load: Load) -> Result<bool> {
+        // The agent lives, whether or not the database can be told.
+        self.0.dispatch.heard(session, load, self.0.clock.elapsed());
         let open = self.0.beats.beat(session, load).await?;
-        if open {
-            self.0.dispatch.heard(session, load, self.0.clock.elapsed());
-        } else {
+        if !open {
             self.0.dispatch.close(session);
         }
         Ok(open)

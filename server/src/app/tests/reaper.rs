@@ -2,6 +2,8 @@
 
 use kiln_core::{agent::Load, build::Counts};
 
+use futures::FutureExt;
+
 use super::*;
 
 scenarios! {
@@ -81,6 +83,26 @@ async fn a_replica_that_hears_an_agent_itself_never_gives_it_up() {
         memory.fail_next_commit(1);
         assert!(edge.app.beat(session, Load::default()).await.is_err(), "the beat is not stored");
         sweep_for(&edge, 5).await;
+    }
+    assert_eq!(edge.statuses(build).await, "j0:running");
+}
+
+/// The database reads but does not write for longer than the grace time: heartbeats wait.
+#[tokio::test]
+async fn heartbeats_that_wait_for_the_database_count() {
+    let (edge, _, session, build) = running(World::in_memory()).await;
+    let writer = edge.store.begin().await.unwrap();
+    let mut beats = vec![];
+    for _ in 0..20 {
+        let mut beat = Box::pin(edge.app.beat(session, Load::default()));
+        assert!(beat.as_mut().now_or_never().is_none());
+        beats.push(beat);
+        let swept = tokio::time::timeout(Duration::from_secs(5), sweep_for(&edge, 5)).await;
+        assert!(swept.is_ok(), "the reaper waits to close the session");
+    }
+    drop(writer);
+    for beat in beats {
+        assert!(beat.await.unwrap());
     }
     assert_eq!(edge.statuses(build).await, "j0:running");
 }
