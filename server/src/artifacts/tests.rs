@@ -7,7 +7,10 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::{memory::MemoryBlobs, *};
-use crate::{store::memory::Memory, uploads::fixture::World};
+use crate::{
+    store::{memory::Memory, sql},
+    uploads::fixture::World,
+};
 
 struct Rig {
     world: World,
@@ -16,11 +19,11 @@ struct Rig {
     artifacts: Artifacts,
 }
 
-async fn open(world: &World, index: &Arc<MemoryBlobs>, folder: &TempDir) -> Result<Artifacts> {
+async fn open(world: &World, index: Arc<dyn BlobIndex>, folder: &TempDir) -> Result<Artifacts> {
     let blobs = folder.path().join("blobs");
     std::fs::create_dir_all(&blobs).unwrap();
     let parts = Parts {
-        index: Arc::clone(index) as Arc<dyn BlobIndex>,
+        index,
         objects: Arc::new(LocalFileSystem::new_with_prefix(blobs).unwrap()),
         root: Path::default(),
         folder: folder.path().join("parts"),
@@ -36,7 +39,7 @@ impl Rig {
         let world = World::new(Arc::new(Memory::default())).await;
         let index = Arc::new(MemoryBlobs::default());
         let folder = tempfile::tempdir().unwrap();
-        let artifacts = open(&world, &index, &folder).await.unwrap();
+        let artifacts = open(&world, index.clone(), &folder).await.unwrap();
         Self { world, index, folder, artifacts }
     }
 
@@ -89,7 +92,7 @@ async fn an_upload_goes_on_where_the_last_one_stopped() {
     first.append(Bytes::from_static(b"the content ")).await.unwrap();
     drop(first);
     assert!(rig.artifacts.blob(&digest(content)).await.is_err());
-    rig.artifacts = open(&rig.world, &rig.index, &rig.folder).await.unwrap();
+    rig.artifacts = open(&rig.world, rig.index.clone(), &rig.folder).await.unwrap();
     let mut second = rig.begin(content).await.unwrap();
     assert_eq!(second.held(), 12);
     second.append(Bytes::copy_from_slice(&content[12..])).await.unwrap();
@@ -273,10 +276,35 @@ async fn artifacts_are_listed_and_found_by_name() {
 }
 
 #[tokio::test]
+async fn rows_of_artifacts_hold_their_blobs_in_a_database() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("kiln.db").display());
+    let database = sql::connect(&url, &sql::Options::default()).await.unwrap();
+    database.migrate().await.unwrap();
+    let world = World::new(Arc::new(database.clone())).await;
+    let artifacts = open(&world, Arc::new(database), &folder).await.unwrap();
+    for content in [b"named".as_slice(), b"loose"] {
+        let who = Uploader::Agent { agent: world.agent, lease: world.lease };
+        let mut upload = artifacts.upload(who, &digest(content), 5).await.unwrap();
+        upload.append(Bytes::copy_from_slice(content)).await.unwrap();
+    }
+    let report = [artifact("a", b"named"), artifact("b", b"loose")];
+    assert_eq!(artifacts.check_report(world.lease, &report).await.unwrap(), []);
+    world.wait(Duration::from_hours(2));
+    assert_eq!(artifacts.collect().await.unwrap(), Collected::default());
+    world.leave(artifact("a", b"named")).await;
+    world.end(world.lease, LeasePhase::Finished, 0).await;
+    world.wait(Duration::from_hours(1));
+    assert_eq!(artifacts.collect().await.unwrap().blobs, 1);
+    assert!(artifacts.blob(&digest(b"named")).await.is_ok());
+    assert!(artifacts.blob(&digest(b"loose")).await.is_err());
+}
+
+#[tokio::test]
 async fn blobs_of_another_database_are_refused() {
     let rig = Rig::new().await;
     let other = Arc::new(MemoryBlobs::default());
     other.identity("blobs", Some("other")).await.unwrap();
-    let error = open(&rig.world, &other, &rig.folder).await.unwrap_err();
+    let error = open(&rig.world, other, &rig.folder).await.unwrap_err();
     assert!(matches!(error, Error::Foreign { .. }), "{error}");
 }

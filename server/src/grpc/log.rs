@@ -1,6 +1,8 @@
 //! LogService: ranges, following, and what agents push.
 
 mod push;
+#[cfg(test)]
+mod tests;
 
 use futures::{StreamExt, stream, stream::BoxStream};
 use kiln_core::id::{JobId, LeaseId};
