@@ -39,8 +39,14 @@ pub struct Config {
     pub connections: u32,
     /// SQLite: a commit is on disk before it is acknowledged. Without, a crash of the machine may lose the last ones.
     pub durable: bool,
-    /// Where logs and artifacts are kept: a URL of an object store. Empty: under `data_dir`.
+    /// Where artifacts are kept: `file:///PATH`. Empty: under `data_dir`.
     pub artifacts_url: String,
+    /// Bytes of one artifact or source at most.
+    pub max_artifact_bytes: u64,
+    /// Days after which logs of builds that ended are removed. Zero: never.
+    pub log_days: u32,
+    /// Days after which artifacts of builds that ended are removed. Zero: never.
+    pub artifact_days: u32,
     /// Callers must present a token. Agents must always present their credential.
     pub auth: bool,
     /// Allows to listen beyond this machine without `auth`.
@@ -64,6 +70,9 @@ impl Default for Config {
             connections: 16,
             durable: true,
             artifacts_url: String::new(),
+            max_artifact_bytes: 10 << 30,
+            log_days: 0,
+            artifact_days: 0,
             auth: true,
             insecure: false,
             heartbeat_ms: 10_000,
@@ -92,6 +101,7 @@ impl Config {
         if self.data_dir.as_os_str().is_empty() {
             return Err(Invalid::new("data_dir", "must name a folder"));
         }
+        self.artifacts_dir()?;
         if self.connections == 0 {
             return Err(Invalid::new("connections", "must be at least 1"));
         }
@@ -111,6 +121,16 @@ impl Config {
             return format!("sqlite:{}", self.data_dir.join("kiln.db").display());
         }
         self.database.clone()
+    }
+
+    /// The folder of the artifacts.
+    pub fn artifacts_dir(&self) -> Result<PathBuf, Invalid> {
+        if self.artifacts_url.is_empty() {
+            return Ok(self.data_dir.join("artifacts"));
+        }
+        let path = self.artifacts_url.strip_prefix("file://").map(PathBuf::from);
+        path.filter(|path| path.is_absolute())
+            .ok_or_else(|| Invalid::new("artifacts_url", "must be like file:///var/lib/artifacts"))
     }
 
     /// It is shared with other servers.
@@ -153,6 +173,18 @@ mod tests {
     fn an_agent_is_not_given_up_for_one_lost_heartbeat() {
         let hasty = Config { grace_ms: 20_000, ..Config::default() };
         assert_eq!(hasty.check().unwrap_err().field, "grace_ms");
+    }
+
+    #[test]
+    fn artifacts_are_in_the_data_folder_or_where_the_url_says() {
+        let config = Config { data_dir: "/d".into(), ..Config::default() };
+        assert_eq!(config.artifacts_dir(), Ok("/d/artifacts".into()));
+        let there = Config { artifacts_url: "file:///a".into(), ..config.clone() };
+        assert_eq!(there.artifacts_dir(), Ok("/a".into()));
+        for url in ["s3://bucket", "file://relative", "/a"] {
+            let wrong = Config { artifacts_url: url.into(), ..config.clone() };
+            assert_eq!(wrong.check().unwrap_err().field, "artifacts_url", "{url}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use async_trait::async_trait;
 use kiln_core::{id::LeaseId, session::Report, spec::Violation};
 
-use crate::app::Result;
+use crate::{app::Result, artifacts::Artifacts, logs::Logs};
 
 /// Lines of a log.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -44,5 +44,33 @@ impl Files for NoFiles {
 
     async fn hold(&self, _: &str, _: &str, _: u64) -> Result<()> {
         Ok(())
+    }
+}
+
+/// Logs and blobs as they are stored.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub logs: Logs,
+    pub artifacts: Artifacts,
+}
+
+#[async_trait]
+impl Files for Stored {
+    async fn lines(&self, lease: LeaseId) -> Result<Lines> {
+        let crate::logs::Lines { offset, lines } = self.logs.explain_lines(lease).await?;
+        Ok(Lines { offset, lines })
+    }
+
+    async fn check(&self, lease: LeaseId, report: &Report) -> Result<Vec<Violation>> {
+        Ok(self.artifacts.check_report(lease, &report.artifacts).await?)
+    }
+
+    async fn hold(&self, field: &str, sha256: &str, size: u64) -> Result<()> {
+        use crate::uploads::Error::Invalid;
+        match self.artifacts.hold_source(sha256, size).await {
+            // It does not know where the source stands in the submission.
+            Err(Invalid { message, .. }) => Err(crate::app::Error::invalid(field, message)),
+            other => Ok(other?),
+        }
     }
 }

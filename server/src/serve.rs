@@ -4,9 +4,10 @@
 //! stop ──▶ streams end, no new calls ──▶ (calls are answered) ──▶ halt ──▶ committers end ──▶ store closed
 //! ```
 
+mod bytes;
 mod http;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use kiln_proto::v1;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -18,11 +19,11 @@ use crate::{
     clock::{SharedClock, SystemClock},
     config::{self, Config},
     data::{self, Folder},
-    files::{Files, NoFiles},
+    files::{Files, NoFiles, Stored},
     grpc::{Admin, Agents, Builds, Projects, auth::AuthLayer},
     session,
     store::{self, SharedStore, sql},
-    wake::{Local, Wake},
+    wake::{Local, Wake, postgres},
 };
 
 /// A dead connection is noticed within the sum of both.
@@ -46,6 +47,16 @@ pub enum Error {
     Data(#[from] data::Error),
     #[error("the database can't be used")]
     Store(#[from] store::Error),
+    #[error("the server can't hear the other servers of its database")]
+    Wake(#[from] postgres::Error),
+    #[error("logs and artifacts can't be used")]
+    Files(#[from] crate::uploads::Error),
+    #[error("the artifacts in {} can't be used", folder.display())]
+    Artifacts {
+        folder: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("the server can't be set up")]
     App(#[from] app::Error),
     #[error("can't listen on {address}")]
@@ -74,7 +85,8 @@ pub struct Base {
     pub store: SharedStore,
     pub wake: Arc<dyn Wake>,
     pub clock: SharedClock,
-    pub files: Arc<dyn Files>,
+    /// Logs and blobs; without them their services are not offered.
+    pub stored: Option<Stored>,
     /// Groups that are committed at the same time.
     pub committers: usize,
 }
@@ -86,7 +98,7 @@ impl Base {
             store,
             wake: Arc::new(Local::default()),
             clock: Arc::new(SystemClock::default()),
-            files: Arc::new(NoFiles),
+            stored: None,
             committers: 1,
         }
     }
@@ -120,9 +132,15 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<Runnin
     let options = sql::Options { connections: config.connections, durable: config.durable };
     let sql = sql::connect(&config.database_url(), &options).await?;
     sql.migrate().await?;
-    let committers = if config.is_postgres() { POSTGRES_COMMITTERS } else { 1 };
-    let base = Base { committers, ..Base::local(Arc::new(sql.clone())) };
-    assemble(config, folder, base, shutdown, async move { sql.close().await }).await
+    let life = Life::new(&config, &shutdown);
+    let base = match base(&config, sql.clone(), &life).await {
+        Ok(base) => base,
+        Err(error) => {
+            life.end(async { Ok(()) }).await?;
+            return Err(error);
+        }
+    };
+    assemble(config, folder, base, life, async move { sql.close().await }).await
 }
 
 /// As [`serve`], on what the caller brings.
@@ -133,27 +151,34 @@ pub async fn serve_with(
 ) -> Result<Running> {
     config.check()?;
     let folder = Folder::open(&config.data_dir)?;
-    assemble(config, folder, base, shutdown, async {}).await
+    let life = Life::new(&config, &shutdown);
+    assemble(config, folder, base, life, async {}).await
+}
+
+/// What a server on this database stands on.
+async fn base(config: &Config, sql: sql::Sql, life: &Life) -> Result<Base> {
+    let mut base = Base::local(Arc::new(sql));
+    if config.is_postgres() {
+        let (replica, halt) = (base.clock.id(), life.halt.clone());
+        let url = config.database_url();
+        base.wake = Arc::new(postgres::Postgres::start(&url, replica, &life.tasks, halt).await?);
+        base.committers = POSTGRES_COMMITTERS;
+    }
+    Ok(base)
 }
 
 async fn assemble(
     config: Config,
     folder: Folder,
     base: Base,
-    shutdown: CancellationToken,
+    life: Life,
     close: impl Future<Output = ()> + Send + 'static,
 ) -> Result<Running> {
     let address = config.listen;
     let listen = |source| Error::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
-    let life = Life {
-        stop: shutdown.child_token(),
-        halt: CancellationToken::new(),
-        tasks: TaskTracker::new(),
-        bound: Duration::from_millis(config.shutdown_ms),
-    };
-    let Base { store, wake, clock, files, committers } = base;
+    let Base { store, wake, clock, stored, committers } = base;
     let app = App::new(store, wake, clock, config.timing());
     app.start_with(&life.tasks, &life.halt, committers);
     if let Err(error) = admin_token(&app, &folder).await {
@@ -161,7 +186,11 @@ async fn assemble(
         return Err(error);
     }
     life.tasks.spawn(sweep(app.clone(), life.halt.clone()));
-    let routes = routes(&app, files, &life).await?;
+    if let Some(stored) = stored.clone() {
+        let keep = bytes::Keep::of(&config);
+        life.tasks.spawn(bytes::tend(stored, keep, life.halt.clone()));
+    }
+    let routes = routes(&app, stored, &life).await?;
     let server =
         server(AuthLayer::new(app.clone(), config.auth), routes, listener, life.stop.clone());
     let server =
@@ -188,6 +217,15 @@ struct Life {
 }
 
 impl Life {
+    fn new(config: &Config, shutdown: &CancellationToken) -> Self {
+        Self {
+            stop: shutdown.child_token(),
+            halt: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            bound: Duration::from_millis(config.shutdown_ms),
+        }
+    }
+
     /// Runs the server until it ends or is told to; then ends everything else within the bound.
     async fn end(self, server: impl Future<Output = Result<()>>) -> Result<()> {
         tokio::pin!(server);
@@ -241,10 +279,14 @@ async fn sweep(app: App, halt: CancellationToken) {
     }
 }
 
-async fn routes(app: &App, files: Arc<dyn Files>, life: &Life) -> Result<Routes> {
+async fn routes(app: &App, stored: Option<Stored>, life: &Life) -> Result<Routes> {
     use v1::{
         admin_service_server::AdminServiceServer, agent_service_server::AgentServiceServer,
         build_service_server::BuildServiceServer, project_service_server::ProjectServiceServer,
+    };
+    let files: Arc<dyn Files> = match stored {
+        Some(stored) => Arc::new(stored),
+        None => Arc::new(NoFiles),
     };
     let parts =
         session::Parts { app: app.clone(), files: Arc::clone(&files), stop: life.stop.clone() };
