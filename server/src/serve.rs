@@ -20,7 +20,7 @@ use crate::{
     config::{self, Config},
     data::{self, Folder},
     files::{Files, NoFiles, Stored},
-    grpc::{Admin, Agents, Builds, Projects, auth::AuthLayer},
+    grpc::{Admin, Agents, ArtifactApi, Builds, LogApi, Projects, auth::AuthLayer},
     session,
     store::{self, SharedStore, sql},
     wake::{Local, Wake, postgres},
@@ -157,13 +157,23 @@ pub async fn serve_with(
 
 /// What a server on this database stands on.
 async fn base(config: &Config, sql: sql::Sql, life: &Life) -> Result<Base> {
-    let mut base = Base::local(Arc::new(sql));
+    let sql = Arc::new(sql);
+    let mut base = Base::local(Arc::<sql::Sql>::clone(&sql));
     if config.is_postgres() {
         let (replica, halt) = (base.clock.id(), life.halt.clone());
         let url = config.database_url();
         base.wake = Arc::new(postgres::Postgres::start(&url, replica, &life.tasks, halt).await?);
         base.committers = POSTGRES_COMMITTERS;
     }
+    let ground = bytes::Ground {
+        config,
+        rows: Arc::clone(&base.store),
+        wake: Arc::clone(&base.wake),
+        clock: Arc::clone(&base.clock),
+        tasks: &life.tasks,
+        halt: &life.halt,
+    };
+    base.stored = Some(bytes::open(ground, sql).await?);
     Ok(base)
 }
 
@@ -284,7 +294,7 @@ async fn routes(app: &App, stored: Option<Stored>, life: &Life) -> Result<Routes
         admin_service_server::AdminServiceServer, agent_service_server::AgentServiceServer,
         build_service_server::BuildServiceServer, project_service_server::ProjectServiceServer,
     };
-    let files: Arc<dyn Files> = match stored {
+    let files: Arc<dyn Files> = match stored.clone() {
         Some(stored) => Arc::new(stored),
         None => Arc::new(NoFiles),
     };
@@ -305,14 +315,30 @@ async fn routes(app: &App, stored: Option<Stored>, life: &Life) -> Result<Routes
             .register_encoded_file_descriptor_set(kiln_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    Ok(Routes::from(http::router(app.clone(), life.stop.clone()))
+    let routes = Routes::from(http::router(app.clone(), life.stop.clone()))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(builds.max_decoding_message_size(MAX_MESSAGE))
         .add_service(agents.max_decoding_message_size(MAX_MESSAGE))
         .add_service(ProjectServiceServer::new(Projects::new(app.clone())))
-        .add_service(AdminServiceServer::new(Admin::new(app.clone()))))
+        .add_service(AdminServiceServer::new(Admin::new(app.clone())));
+    Ok(match stored {
+        Some(stored) => file_routes(routes, stored, life),
+        None => routes,
+    })
+}
+
+fn file_routes(routes: Routes, stored: Stored, life: &Life) -> Routes {
+    use v1::{
+        artifact_service_server::ArtifactServiceServer, log_service_server::LogServiceServer,
+    };
+    let Stored { logs, artifacts } = stored;
+    let logs = LogApi::new(logs, life.tasks.clone(), life.stop.clone());
+    let artifacts = ArtifactApi::new(artifacts, life.tasks.clone(), life.stop.clone());
+    routes
+        .add_service(LogServiceServer::new(logs).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(ArtifactServiceServer::new(artifacts).max_decoding_message_size(MAX_MESSAGE))
 }
 
 async fn server(

@@ -31,7 +31,6 @@ pub(super) struct Ground<'a> {
 }
 
 /// Opens both under the data folder, with their rows in `index`.
-#[expect(dead_code, reason = "the rows of logs and blobs are not in the database yet")]
 pub(super) async fn open<I>(ground: Ground<'_>, index: Arc<I>) -> Result<Stored>
 where
     I: LogIndex + BlobIndex + 'static,
