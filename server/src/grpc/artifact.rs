@@ -130,7 +130,7 @@ impl v1::artifact_service_server::ArtifactService for ArtifactApi {
             }
             let bytes = artifacts.read(&blob, offset, FETCH).await.map_err(failed)?;
             let next = offset + bytes.len() as u64;
-            Ok((!bytes.is_empty()).then(|| (bytes, (artifacts, blob, next, stop))))
+            Ok((!bytes.is_empty()).then_some((bytes, (artifacts, blob, next, stop))))
         });
         let rest = rest.flat_map(|bytes| stream::iter(pieces(bytes)));
         Ok(Response::new(stream::iter([Ok(first)]).chain(rest).boxed()))

@@ -77,7 +77,7 @@ impl Group {
     fn add(&mut self, frame: Frame) -> Result<(), Status> {
         match frame {
             Frame::Open(_) => Err(wrong("open", "may be the first frame only")),
-            Frame::Chunk(chunk) => self.add_chunk(chunk),
+            Frame::Chunk(chunk) => self.add_chunk(&chunk),
             Frame::Stage(v1::Stage { name, time_ms, offset }) => {
                 let offset = convert::unsigned("stage.offset", offset).map_err(refuse)?;
                 self.stages.push(Stage { name, time: time_ms, offset });
@@ -90,7 +90,7 @@ impl Group {
         }
     }
 
-    fn add_chunk(&mut self, chunk: v1::PushLogChunk) -> Result<(), Status> {
+    fn add_chunk(&mut self, chunk: &v1::PushLogChunk) -> Result<(), Status> {
         let offset = convert::unsigned("chunk.offset", chunk.offset).map_err(refuse)?;
         if chunk.data.len() > MAX_CHUNK {
             return Err(wrong("chunk.data", "has more than 1 MiB; send smaller pieces"));
