@@ -69,9 +69,9 @@ fn told(error: &Error) -> (String, Vec<(String, String)>) {
     let Some((field, message)) = fields.first() else { return (whole.to_owned(), fields) };
     let before = whole.split_once(&format!("{field}: {message}")).map(|(before, _)| before);
     match before.map(|before| before.trim_end_matches([' ', ':', ';', ','])) {
+        None if whole == message => (whole.to_owned(), vec![]),
         None => (whole.to_owned(), fields),
-        Some("") if fields.len() == 1 => (whole.to_owned(), vec![]),
-        Some("") => (format!("{} fields can't be used", fields.len()), fields),
+        Some("") => ("the request can't be used".to_owned(), fields),
         Some(before) => (before.to_owned(), fields),
     }
 }

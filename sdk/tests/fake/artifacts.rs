@@ -68,8 +68,7 @@ impl ArtifactService for State {
         let offset = usize::try_from(request.into_inner().offset).unwrap();
         let mut seen = self.seen.lock().unwrap();
         seen.gotten.push(offset);
-        let sha256: String =
-            Sha256::digest(&seen.stored).iter().map(|b| format!("{b:02x}")).collect();
+        let sha256 = format!("{:x}", Sha256::digest(&seen.stored));
         let cut = self.script.cut_download;
         let end = if cut == 0 { seen.stored.len() } else { seen.stored.len().min(offset + cut) };
         let mut answers: Vec<_> = seen.stored[offset..end]

@@ -1,0 +1,9 @@
+//! The real binary against a real server in this process: exit code, standard output and standard error in one picture.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod context;
+mod errors;
+mod help;
+mod verbs;
+
+use context::Context;
