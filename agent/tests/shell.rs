@@ -161,3 +161,15 @@ fn configured_backends_are_made() {
     off.shell.enabled = false;
     assert!(!kinds(&off).contains(&"shell"));
 }
+
+#[test]
+fn the_documented_configuration_is_understood() {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/backends.md"));
+    let page = page.unwrap();
+    let text = page.split("```toml\n").nth(1).and_then(|text| text.split("```").next()).unwrap();
+    let config: kiln_agent::Config = toml::from_str(text).unwrap();
+    assert_eq!(config.backends.shell.limits.pids, 4096);
+    assert!(config.backends.docker.registry_auth.is_some());
+    let wrong = text.replace("slots", "slot");
+    assert!(toml::from_str::<kiln_agent::Config>(&wrong).is_err(), "unknown keys are refused");
+}

@@ -28,6 +28,8 @@ use crate::run::Folder;
 
 /// How often the stall clock and the request to end are looked at; the latter comes with a signal too.
 const TICK: Duration = Duration::from_millis(100);
+/// Many times what it takes to empty a pipe.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 const BUFFER_BYTES: usize = 256 << 10;
 const ENDED: &str = "ended on request";
 
@@ -201,10 +203,11 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// All that the job wrote before it died is in the pipe.
+    /// All that the job wrote before it died is in the pipe. Who still writes is no part of it.
     async fn drain(&mut self) {
         let linger = self.output.linger;
-        while self.output.open {
+        let end = Instant::now() + DRAIN_LIMIT;
+        while self.output.open && Instant::now() < end {
             match timeout(linger, self.output.next()).await {
                 Ok(bytes) => {
                     if let Err(error) = self.spool.write(bytes) {

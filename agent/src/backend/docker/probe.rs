@@ -7,7 +7,7 @@ use super::Config;
 use crate::backend::Unavailable;
 
 /// The oldest interface that has all that is used here.
-const OLDEST_API: (u32, u32) = (1, 40);
+const OLDEST_API: (u32, u32) = (1, 41);
 
 pub(super) async fn probe(docker: &Docker, config: &Config) -> Result<Offer, Unavailable> {
     let host = config.engine();
