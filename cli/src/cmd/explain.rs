@@ -34,9 +34,14 @@ impl Args {
 fn show(cx: &Cx<'_>, answer: &ExplainJobResponse) -> Result<()> {
     let printer = cx.printer;
     if let Some(job) = &answer.job {
-        let state = words::job_state(job.state());
-        let state = printer.out_paint(words::job_style(job.state()), &state);
-        printer.line(format!("job {} {state}: {}", job.name, answer.summary))?;
+        let word = words::job_state(job.state());
+        let state = printer.out_paint(words::job_style(job.state()), &word);
+        // A summary may begin with the state itself: "failed (user): exit code 7".
+        let rest = match answer.summary.strip_prefix(&word) {
+            Some(rest) => rest.to_owned(),
+            None => format!(": {}", answer.summary),
+        };
+        printer.line(format!("job {} {state}{rest}", job.name))?;
     } else {
         printer.line(&answer.summary)?;
     }
