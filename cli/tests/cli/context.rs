@@ -93,7 +93,7 @@ impl Context {
         for prefix in ["bld_", "job_", "tok_", "agt_"] {
             text = hide(&text, prefix, 32);
         }
-        let words: Vec<String> = text.split('\n').map(|line| times(line)).collect();
+        let words: Vec<String> = text.split('\n').map(times).collect();
         words.join("\n")
     }
 }

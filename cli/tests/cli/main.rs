@@ -4,6 +4,7 @@
 mod context;
 mod errors;
 mod help;
+mod up;
 mod verbs;
 
 use context::Context;
