@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::{memory::MemoryBlobs, *};
 use crate::{
     store::{memory::Memory, sql},
-    uploads::fixture::World,
+    uploads::fixture::{World, databases},
 };
 
 struct Rig {
@@ -277,10 +277,12 @@ async fn artifacts_are_listed_and_found_by_name() {
 
 #[tokio::test]
 async fn rows_of_artifacts_hold_their_blobs_in_a_database() {
-    let folder = tempfile::tempdir().unwrap();
-    let url = format!("sqlite:{}", folder.path().join("kiln.db").display());
-    let database = sql::connect(&url, &sql::Options::default()).await.unwrap();
-    database.migrate().await.unwrap();
+    for (database, folder) in databases().await {
+        holds(database, folder).await;
+    }
+}
+
+async fn holds(database: sql::Sql, folder: TempDir) {
     let world = World::new(Arc::new(database.clone())).await;
     let artifacts = open(&world, Arc::new(database), &folder).await.unwrap();
     for content in [b"named".as_slice(), b"loose"] {
@@ -298,6 +300,7 @@ async fn rows_of_artifacts_hold_their_blobs_in_a_database() {
     assert_eq!(artifacts.collect().await.unwrap().blobs, 1);
     assert!(artifacts.blob(&digest(b"named")).await.is_ok());
     assert!(artifacts.blob(&digest(b"loose")).await.is_err());
+    assert_eq!(artifacts.expire(Duration::ZERO).await.unwrap(), 0, "its build has not ended");
 }
 
 #[tokio::test]

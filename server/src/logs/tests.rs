@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::{fs::FsStore, memory::MemoryIndex, object::ObjectLogs, *};
 use crate::{
     store::{memory::Memory, sql},
-    uploads::fixture::World,
+    uploads::fixture::{World, databases},
 };
 
 /// Logs of one world, which can be opened again as after a crash.
@@ -36,30 +36,7 @@ impl Rig {
         Self::on(world, Arc::new(MemoryIndex::default()), on_objects, folder).await
     }
 
-    async fn on_sqlite(on_objects: bool) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("kiln.db").display());
-        Self::on_database(&url, on_objects, folder).await
-    }
-
-    /// None where no Postgres is named; the store suite says so aloud.
-    async fn on_postgres(on_objects: bool) -> Option<Self> {
-        let base = std::env::var("KILN_TEST_POSTGRES").ok()?;
-        let (client, connection) =
-            tokio_postgres::connect(&base, tokio_postgres::NoTls).await.unwrap();
-        let tasks = TaskTracker::new();
-        tasks.spawn(connection);
-        let name = format!("logs_{}", uuid::Uuid::now_v7().simple());
-        client.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
-        let (server, _) = base.rsplit_once('/').unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        Some(Self::on_database(&format!("{server}/{name}"), on_objects, folder).await)
-    }
-
-    async fn on_database(url: &str, on_objects: bool, folder: TempDir) -> Self {
-        let options = sql::Options { connections: 4, ..sql::Options::default() };
-        let database = sql::connect(url, &options).await.unwrap();
-        database.migrate().await.unwrap();
+    async fn on_database((database, folder): (sql::Sql, TempDir), on_objects: bool) -> Self {
         let world = World::new(Arc::new(database.clone())).await;
         Self::on(world, Arc::new(database), on_objects, folder).await
     }
@@ -150,9 +127,8 @@ fn start(
 async fn on_both<F: Future<Output = ()>>(test: impl Fn(Rig) -> F) {
     for on_objects in [false, true] {
         test(Rig::new(on_objects).await).await;
-        test(Rig::on_sqlite(on_objects).await).await;
-        if let Some(rig) = Rig::on_postgres(on_objects).await {
-            test(rig).await;
+        for database in databases().await {
+            test(Rig::on_database(database, on_objects).await).await;
         }
     }
 }

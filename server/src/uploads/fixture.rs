@@ -19,10 +19,12 @@ use kiln_core::{
     session::{Artifact, LeasePhase},
     spec::JobSpec,
 };
+use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::{
     clock::Clock,
+    store::sql::{self, Sql},
     store::{ArtifactRow, BuildRow, JobRow, LeaseRow, NewJob, ProjectRow, SharedStore},
     wake::{Local, Topic, Wake},
 };
@@ -210,4 +212,30 @@ impl World {
         tx.put_artifacts(&[self.job], &[row]).await.unwrap();
         tx.commit().await.unwrap();
     }
+}
+
+/// A fresh SQLite, and a fresh database of the Postgres that is named, where one is; the store suite says so aloud.
+pub(crate) async fn databases() -> Vec<(Sql, TempDir)> {
+    let folder = tempfile::tempdir().unwrap();
+    let sqlite = format!("sqlite:{}", folder.path().join("kiln.db").display());
+    let mut made = vec![(migrated(&sqlite).await, folder)];
+    if let Ok(base) = std::env::var("KILN_TEST_POSTGRES") {
+        let connected = tokio_postgres::connect(&base, tokio_postgres::NoTls).await;
+        let (client, connection) = connected.unwrap();
+        let name = format!("bytes_{}", Uuid::now_v7().simple());
+        let make = format!("CREATE DATABASE {name}");
+        let make = async move { client.batch_execute(&make).await };
+        let (created, _) = tokio::join!(make, connection);
+        created.unwrap();
+        let (server, _) = base.rsplit_once('/').unwrap();
+        made.push((migrated(&format!("{server}/{name}")).await, tempfile::tempdir().unwrap()));
+    }
+    made
+}
+
+async fn migrated(url: &str) -> Sql {
+    let options = sql::Options { connections: 4, ..sql::Options::default() };
+    let database = sql::connect(url, &options).await.unwrap();
+    database.migrate().await.unwrap();
+    database
 }
