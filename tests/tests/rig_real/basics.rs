@@ -71,7 +71,9 @@ fn a_graph_runs_from_git_to_artifact(kiln: &mut Kiln) {
     kiln.cli(&["artifacts", "get", &build, "words.txt", "--to", &to.display().to_string()]);
     let got = std::fs::read(to.join("words.txt")).unwrap();
     let counted = kiln.log(id(&kiln.job(&build, "count")));
-    assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(&counted));
+    let (checkout, counted) = std::str::from_utf8(&counted).unwrap().split_once('\n').unwrap();
+    assert!(checkout.ends_with(&git.url), "{checkout}");
+    assert_eq!(String::from_utf8_lossy(&got), counted);
     git.daemon.kill();
 }
 
