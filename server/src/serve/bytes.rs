@@ -52,7 +52,9 @@ where
     let unusable = |source: io::Error| Error::Artifacts { folder: folder.clone(), source };
     fs::create_dir_all(&folder).map_err(unusable)?;
     let objects = LocalFileSystem::new_with_prefix(&folder)
-        .map_err(|error| unusable(io::Error::other(error)))?;
+        .map_err(|error| unusable(io::Error::other(error)))?
+        // "Stored" means durable.
+        .with_fsync(true);
     let parts = artifacts::Parts {
         index,
         objects: Arc::new(objects),

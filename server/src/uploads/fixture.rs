@@ -223,9 +223,9 @@ pub(crate) async fn databases() -> Vec<(Sql, TempDir)> {
         let connected = tokio_postgres::connect(&base, tokio_postgres::NoTls).await;
         let (client, connection) = connected.unwrap();
         let name = format!("bytes_{}", Uuid::now_v7().simple());
-        let make = format!("CREATE DATABASE {name}");
-        let make = async move { client.batch_execute(&make).await };
-        let (created, _) = tokio::join!(make, connection);
+        let text = format!("CREATE DATABASE {name}");
+        let create = async move { client.batch_execute(&text).await };
+        let (created, _) = tokio::join!(create, connection);
         created.unwrap();
         let (server, _) = base.rsplit_once('/').unwrap();
         made.push((migrated(&format!("{server}/{name}")).await, tempfile::tempdir().unwrap()));
