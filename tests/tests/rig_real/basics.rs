@@ -69,7 +69,7 @@ fn a_graph_runs_from_git_to_artifact(kiln: &mut Kiln) {
     assert_eq!(names, ["build/words", "words.txt"]);
     let to = kiln.path("got");
     kiln.cli(&["artifacts", "get", &build, "words.txt", "--to", &to.display().to_string()]);
-    let got = std::fs::read(to.join("words.txt")).unwrap();
+    let got = std::fs::read(to).unwrap();
     let counted = kiln.log(id(&kiln.job(&build, "count")));
     let (checkout, counted) = std::str::from_utf8(&counted).unwrap().split_once('\n').unwrap();
     assert!(checkout.ends_with(&git.url), "{checkout}");
@@ -117,7 +117,7 @@ touch inside && echo workspace is writable
 touch /scratch/x && echo tmpfs is writable
 grep NoNewPrivs /proc/self/status
 grep CapBnd /proc/self/status
-ulimit -n >/dev/null; cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null
+cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null || true
 cat /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max 2>/dev/null || true
 """
 resources = { memory = "64MiB", cpus = 1, pids = 50 }
