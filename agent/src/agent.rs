@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backend::{self, Backend},
+    clock,
     config::Config,
     connection::{Address, Event, Greeting, Hub, Opened, Server},
     executor::Executor,
@@ -79,6 +80,7 @@ pub(crate) struct World {
 #[derive(Debug)]
 struct Job {
     cancel: CancellationToken,
+    forsake: CancellationToken,
     /// Nothing of it is wanted any more.
     drop: CancellationToken,
     secrets: watch::Sender<Option<Arc<Secrets>>>,
@@ -244,10 +246,14 @@ impl Agent {
     async fn take(&mut self, group: &mut Vec<Event>) -> Result<(), Error> {
         let mut outputs = vec![];
         let mut greetings = vec![];
+        let mut heard = false;
         for event in group.drain(..) {
             match event {
                 Event::Hello(ask) => greetings.push((ask, self.leases.journal())),
-                Event::Welcome(opened) => outputs.extend(self.welcome(*opened)),
+                Event::Welcome(opened) => {
+                    heard = true;
+                    outputs.extend(self.welcome(*opened));
+                }
                 Event::Assign { session, assignment, secrets } => {
                     let lease = assignment.lease;
                     let input = Input::Assign { session, assignment };
@@ -264,6 +270,7 @@ impl Agent {
                     {
                         job.lengths.send_replace(Some(report.log_lengths.clone()));
                     }
+                    heard |= input == Input::Beat;
                     if input == Input::Disconnected {
                         self.frames = None;
                         self.unsaid.clear();
@@ -273,6 +280,9 @@ impl Agent {
             }
         }
         self.save(&outputs).await?;
+        if heard {
+            self.pass_on_word();
+        }
         for output in outputs {
             self.perform(output).await?;
         }
@@ -282,6 +292,17 @@ impl Agent {
             let _gone_when_stopping = ask.send(Greeting { epoch, journal });
         }
         Ok(())
+    }
+
+    /// The supervisors of exclusive jobs keep the time since the server's last word, in case this process dies.
+    fn pass_on_word(&self) {
+        let mark = clock::boot_ms();
+        for entry in self.leases.entries().filter(|entry| entry.assignment.exclusive) {
+            let lease = entry.assignment.lease;
+            if let Err(error) = self.world.journal.folder(lease).hear(mark) {
+                tracing::warn!(%lease, %error, "its supervisor can't be told that the server answers");
+            }
+        }
     }
 
     fn welcome(&mut self, opened: Opened) -> Vec<Output> {
@@ -333,6 +354,11 @@ impl Agent {
                     job.cancel.cancel();
                 }
             }
+            Output::Forsake(lease) => {
+                if let Some(job) = self.jobs.get(&lease) {
+                    job.forsake.cancel();
+                }
+            }
             Output::Exit => {
                 tracing::info!("the last job is done: leaving");
                 self.done = true;
@@ -345,6 +371,7 @@ impl Agent {
     fn enter(&mut self, lease: LeaseId, secrets: Option<Vec<Secret>>) {
         let job = Job {
             cancel: CancellationToken::new(),
+            forsake: CancellationToken::new(),
             drop: CancellationToken::new(),
             secrets: watch::Sender::new(secrets.map(known)),
             lengths: watch::Sender::new(None),
@@ -365,11 +392,14 @@ impl Agent {
     fn execute(&mut self, assignment: Box<Assignment>) {
         let Some(job) = self.jobs.get(&assignment.lease) else { return };
         tracing::info!(lease = %assignment.lease, job = %assignment.job, "job taken");
+        let lifeline_ms = if assignment.exclusive { self.leases.lifeline_ms() } else { 0 };
         let executor = Executor {
             world: Arc::clone(&self.world),
             folder: self.world.journal.folder(assignment.lease),
             job: assignment,
             cancel: job.cancel.clone(),
+            forsake: job.forsake.clone(),
+            lifeline_ms,
             secrets: job.secrets.subscribe(),
         };
         self.tracker.spawn(job.tasks.track_future(executor.run()));

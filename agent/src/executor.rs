@@ -78,6 +78,7 @@ impl Began {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stop {
     Cancelled,
+    Forsaken,
     TotalTime,
 }
 
@@ -85,6 +86,10 @@ impl Stop {
     fn outcome(self, job: &Assignment) -> Outcome {
         match self {
             Self::Cancelled => Outcome::cancelled("cancelled while it ran"),
+            Self::Forsaken => Outcome::failed(
+                FailureKind::Lost,
+                "no word from the server for too long: its concurrency group may go to another job",
+            ),
             Self::TotalTime => {
                 let seconds = job.spec.timeouts.total_ms / 1_000;
                 let message = format!("it ran longer than {seconds} s (timeouts.total_ms)");
@@ -101,6 +106,9 @@ pub(crate) struct Executor {
     pub(crate) job: Box<Assignment>,
     pub(crate) folder: Folder,
     pub(crate) cancel: CancellationToken,
+    pub(crate) forsake: CancellationToken,
+    /// See [`Run::lifeline_ms`].
+    pub(crate) lifeline_ms: Millis,
     pub(crate) secrets: watch::Receiver<Option<Arc<Secrets>>>,
 }
 
@@ -185,6 +193,7 @@ impl Executor {
             secrets,
             cancel: CancellationToken::new(),
             grace_ms: self.world.config.cancel_grace_ms,
+            lifeline_ms: self.lifeline_ms,
             supervisor: self.world.supervisor.clone(),
             now: clock::wall_ms,
         })
@@ -206,6 +215,7 @@ impl Executor {
     async fn stopped(&self, began: &Began) -> Stop {
         tokio::select! {
             () = self.cancel.cancelled() => Stop::Cancelled,
+            () = self.forsake.cancelled() => Stop::Forsaken,
             () = began.elapse(self.job.spec.timeouts.total_ms) => Stop::TotalTime,
         }
     }

@@ -95,6 +95,8 @@ pub enum Output {
     Run(Box<Assignment>),
     /// End the job; its outcome is still wanted.
     Cancel(LeaseId),
+    /// End the job as lost: the server may soon give its concurrency group to another.
+    Forsake(LeaseId),
     /// End the job; nothing of it is wanted.
     Kill(LeaseId),
     /// Nothing is left to do: leave.
@@ -281,17 +283,21 @@ impl Leases {
         vec![]
     }
 
+    /// How long an exclusive job may run without an answer of the server. Its supervisor keeps the same time, for when
+    /// this process is dead. Zero before the first Welcome.
+    pub fn lifeline_ms(&self) -> Millis {
+        self.grace_ms - EXCLUSIVE_MARGIN_MS.min(self.grace_ms / 4)
+    }
+
     /// Without an answer for nearly the grace time, another agent may soon hold the group: end ours first.
     fn end_exclusive(&mut self, now: Millis) -> Vec<Output> {
-        if self.grace_ms == 0
-            || now - self.heard_at < self.grace_ms - EXCLUSIVE_MARGIN_MS.min(self.grace_ms / 4)
-        {
+        if self.grace_ms == 0 || now - self.heard_at < self.lifeline_ms() {
             return vec![];
         }
         let exclusive = self.entries.values().filter(|entry| entry.assignment.exclusive);
         exclusive
             .filter(|entry| !matches!(entry.state, EntryState::Finished(_)))
-            .map(|entry| Output::Cancel(entry.assignment.lease))
+            .map(|entry| Output::Forsake(entry.assignment.lease))
             .collect()
     }
 }

@@ -43,6 +43,8 @@ pub struct Run {
     pub cancel: CancellationToken,
     /// From a polite request to end until everything is killed.
     pub grace_ms: Millis,
+    /// Without [`Folder::hear`] for so long the supervisor ends the job by itself; zero: never.
+    pub lifeline_ms: Millis,
     /// The executable with the hidden subcommand `supervise`: this one, or a stand-in in tests.
     pub supervisor: PathBuf,
     /// Milliseconds since the epoch.
@@ -78,7 +80,12 @@ impl Run {
 
     /// Starts a supervisor for the task and waits for its end, or goes on waiting for one that was started before.
     pub async fn spawn(&self, task: Task) -> Result<Exit, Failure> {
-        let spec = Spec { dir: self.dir().to_owned(), grace_ms: self.grace_ms, task };
+        let spec = Spec {
+            dir: self.dir().to_owned(),
+            grace_ms: self.grace_ms,
+            lifeline_ms: self.lifeline_ms,
+            task,
+        };
         let started = client::start(self, &spec).await?;
         client::wait(self, &spec.task, started).await
     }

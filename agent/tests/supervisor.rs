@@ -4,7 +4,11 @@
 
 mod common;
 
-use std::{fs, process::Command, time::Instant};
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use common::{
     LIMIT, contain, is_alive, lease, log, number, other_agent, run, run_in, script, script_spec,
@@ -324,4 +328,27 @@ async fn much_output_arrives_whole_and_fast() {
     let seconds = begin.elapsed().as_secs_f64();
     assert_eq!(fs::metadata(run.folder.spool("main")).unwrap().len(), 200_000_000);
     println!("200 MB of output in {seconds:.2} s: {:.0} MB/s", 200.0 / seconds);
+}
+
+#[tokio::test]
+async fn an_exclusive_job_ends_by_itself_without_a_word_of_the_server() {
+    let (_dir, mut run) = run();
+    run.lifeline_ms = 1_000;
+    let text = "i=0; while [ $i -lt 300 ]; do echo $i; i=$((i+1)); sleep 0.1; done";
+    let task = script(&run, text);
+    let waiting = tokio::spawn({
+        let run = run.clone();
+        async move { end(&run, task).await }
+    });
+    until("it runs", || log(&run).contains('3')).await;
+    let passed_on = Instant::now();
+    for mark in 1..=8 {
+        run.folder.hear(mark).unwrap();
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert!(!waiting.is_finished(), "it ended although the server answered");
+    let exit = waiting.await.unwrap();
+    assert_eq!(exit.ending, Ending::Forsaken);
+    assert!(passed_on.elapsed() < LIMIT / 2);
+    assert_eq!(exit.into_result().unwrap_err().kind, FailureKind::Lost);
 }

@@ -45,6 +45,7 @@ async fn job(dir: &Path) -> Result<(), Box<dyn Error>> {
         secrets: vec![],
         cancel: CancellationToken::new(),
         grace_ms: 1_000,
+        lifeline_ms: 0,
         supervisor: PathBuf::from("/proc/self/exe").canonicalize()?,
         now: wall_ms,
     };

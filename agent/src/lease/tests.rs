@@ -150,5 +150,5 @@ fn an_exclusive_job_ends_before_its_lease_can_go_to_another_agent() {
     assign(&mut leases, 1, 2);
     leases.apply(Input::Disconnected, 0);
     assert_eq!(leases.apply(Input::Tick, 44_999), []);
-    assert_eq!(leases.apply(Input::Tick, 45_000), [Output::Cancel(lease(1))]);
+    assert_eq!(leases.apply(Input::Tick, 45_000), [Output::Forsake(lease(1))]);
 }

@@ -50,6 +50,20 @@ impl Folder {
         self.path.join("workspace")
     }
 
+    fn heard(&self) -> PathBuf {
+        self.path.join("heard")
+    }
+
+    /// Passes on that the server answered, to a supervisor whose job must not run without. `mark` differs each time.
+    pub fn hear(&self, mark: Millis) -> io::Result<()> {
+        std::fs::write(self.heard(), mark.to_string())
+    }
+
+    /// What was passed on last.
+    pub fn last_heard(&self) -> Option<String> {
+        std::fs::read_to_string(self.heard()).ok()
+    }
+
     pub fn spool_dir(&self) -> PathBuf {
         self.path.join("spool")
     }

@@ -37,6 +37,8 @@ pub enum Ending {
     Stalled,
     /// The agent asked for it.
     Cancelled,
+    /// No word of the server came in time, and the job must not run without.
+    Forsaken,
     /// Its program can't be started.
     NotStarted,
     /// What is around it failed: no space for the log, no engine.
@@ -61,6 +63,7 @@ impl Exit {
             Ending::Cancelled | Ending::NotStarted => {
                 failure(FailureKind::User, self.message.clone())
             }
+            Ending::Forsaken => failure(FailureKind::Lost, self.message.clone()),
             Ending::Broken => failure(FailureKind::Infra, self.message.clone()),
         }
     }

@@ -13,6 +13,9 @@ pub struct Spec {
     /// The lease folder.
     pub dir: PathBuf,
     pub grace_ms: Millis,
+    /// Without a word of the server, passed on by the agent, for so long the job ends; zero: never.
+    #[serde(default)]
+    pub lifeline_ms: Millis,
     pub task: Task,
 }
 

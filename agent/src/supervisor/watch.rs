@@ -32,6 +32,8 @@ const TICK: Duration = Duration::from_millis(100);
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 const BUFFER_BYTES: usize = 256 << 10;
 const ENDED: &str = "ended on request";
+const FORSAKEN: &str =
+    "no word from the server for too long: its concurrency group may go to another job";
 
 /// What is watched.
 pub(super) trait Job {
@@ -123,11 +125,38 @@ fn no_space(dir: &Path, error: &io::Error) -> Exit {
     Exit::new(Ending::Broken, format!("the agent can't write the log in {dir}: {error}"))
 }
 
+/// The time that an exclusive job has without a word of the server, whether its agent lives or not.
+struct Lifeline {
+    folder: Folder,
+    limit: Duration,
+    last: Option<String>,
+    since: Instant,
+}
+
+impl Lifeline {
+    fn new(dir: &Path, limit: Duration) -> Self {
+        let folder = Folder::new(dir);
+        Self { last: folder.last_heard(), folder, limit, since: Instant::now() }
+    }
+
+    fn is_broken(&mut self) -> bool {
+        if self.limit.is_zero() {
+            return false;
+        }
+        let last = self.folder.last_heard();
+        if last != self.last {
+            (self.last, self.since) = (last, Instant::now());
+        }
+        self.since.elapsed() >= self.limit
+    }
+}
+
 struct Watch<'a> {
     spec: &'a Spec,
     spool: &'a mut Spool,
     output: Output,
     heard: Instant,
+    lifeline: Lifeline,
     /// Why it is to end by our doing, and when it is killed.
     ending: Option<(Exit, Instant)>,
     ended: bool,
@@ -135,7 +164,8 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn new(spec: &'a Spec, spool: &'a mut Spool, output: Output) -> Self {
-        Self { spec, spool, output, heard: Instant::now(), ending: None, ended: false }
+        let lifeline = Lifeline::new(&spec.dir, millis(spec.lifeline_ms));
+        Self { spec, spool, output, heard: Instant::now(), lifeline, ending: None, ended: false }
     }
 
     async fn run(mut self, mut job: impl Job) -> io::Result<Exit> {
@@ -184,6 +214,9 @@ impl<'a> Watch<'a> {
             None if !stall.is_zero() && self.heard.elapsed() >= stall => {
                 let message = format!("no output for {} s", stall.as_secs_f32());
                 self.end(Exit::new(Ending::Stalled, message), job).await;
+            }
+            None if self.lifeline.is_broken() => {
+                self.end(Exit::new(Ending::Forsaken, FORSAKEN), job).await;
             }
             Some(_) | None => {}
         }

@@ -38,6 +38,7 @@ pub fn run_in(dir: &Path, lease: LeaseId) -> Run {
         secrets: vec![],
         cancel: CancellationToken::new(),
         grace_ms: 500,
+        lifeline_ms: 0,
         supervisor: PathBuf::from(env!("CARGO_BIN_EXE_kiln-supervise")),
         now: || 0,
     }

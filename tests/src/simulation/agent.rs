@@ -43,6 +43,7 @@ pub(super) struct Link {
 pub(super) struct Process {
     pub assignment: Assignment,
     pub cancelled: bool,
+    pub forsaken: bool,
 }
 
 /// A machine with an agent.
@@ -133,7 +134,7 @@ impl Machine {
         let lease = assignment.lease;
         *self.starts.entry(lease).or_default() += 1;
         self.handles.insert(lease);
-        self.processes.insert(lease, Process { assignment, cancelled: false });
+        self.processes.insert(lease, Process { assignment, cancelled: false, forsaken: false });
     }
 
     /// The agent learns that a process runs.
@@ -175,25 +176,13 @@ impl Machine {
 
     /// Time goes by. An exclusive job ends at once when nobody answered for too long.
     pub(super) fn apply_tick(&mut self, now: Millis) {
-        let before: Vec<_> = self
-            .processes
-            .iter()
-            .filter(|(_, process)| process.cancelled)
-            .map(|(&id, _)| id)
-            .collect();
         self.apply(Input::Tick, now, None);
-        let ended: Vec<_> = self
-            .processes
-            .iter()
-            .filter(|(lease, process)| {
-                process.cancelled && process.assignment.exclusive && !before.contains(lease)
-            })
-            .map(|(&lease, _)| lease)
-            .collect();
-        for lease in ended {
+        let forsaken = self.processes.iter().filter(|(_, process)| process.forsaken);
+        for lease in forsaken.map(|(&lease, _)| lease).collect::<Vec<_>>() {
             self.processes.remove(&lease);
             if self.up {
-                self.ended(lease, Outcome::cancelled("nobody answered"), now, None);
+                let outcome = Outcome::failed(FailureKind::Lost, "nobody answered");
+                self.ended(lease, outcome, now, None);
             }
         }
     }
@@ -218,6 +207,11 @@ impl Machine {
             Output::Cancel(lease) => {
                 if let Some(process) = self.processes.get_mut(&lease) {
                     process.cancelled = true;
+                }
+            }
+            Output::Forsake(lease) => {
+                if let Some(process) = self.processes.get_mut(&lease) {
+                    process.forsaken = true;
                 }
             }
             Output::Kill(lease) => {
