@@ -150,6 +150,41 @@ async fn advance(all: &mut [Running]) {
     join_all(each).await;
 }
 
+/// How long to wait after an upload that failed, and what was said of it already.
+struct Patience {
+    bound: Duration,
+    reported: bool,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { bound: BACKOFF_MIN, reported: false }
+    }
+}
+
+impl Patience {
+    /// Nothing: the log is given up.
+    fn pause(&mut self, failed: &Failed, progress: bool) -> Option<Duration> {
+        match failed {
+            Failed::Push(PushError::Closed(why)) => {
+                tracing::warn!(why, "log given up");
+                None
+            }
+            Failed::Mismatch { .. } | Failed::Spool(_) => {
+                if !std::mem::replace(&mut self.reported, true) {
+                    tracing::error!(error = %failed, "log not sent");
+                }
+                Some(MISMATCH_PAUSE)
+            }
+            failed => {
+                tracing::debug!(error = %failed, "upload cut");
+                self.bound = if progress { BACKOFF_MIN } else { (self.bound * 2).min(BACKOFF_MAX) };
+                Some(jitter(self.bound))
+            }
+        }
+    }
+}
+
 /// The upload of one stream.
 struct Stream {
     world: Arc<World>,
@@ -167,8 +202,7 @@ struct Stream {
 
 impl Stream {
     async fn run(mut self) {
-        let mut bound = BACKOFF_MIN;
-        let mut reported = false;
+        let mut patience = Patience::default();
         let mut idle = true;
         loop {
             if idle {
@@ -176,29 +210,17 @@ impl Stream {
             }
             idle = false;
             let before = self.acked.offset;
-            let pause = match self.session().await {
+            let failed = match self.session().await {
                 Ok(()) => return,
                 Err(Failed::Idle { staged }) => {
                     (self.staged, idle) = (staged, true);
                     continue;
                 }
-                Err(Failed::Push(PushError::Closed(why))) => {
-                    tracing::warn!(lease = %self.lease, stream = self.name, why, "log given up");
-                    return;
-                }
-                Err(error @ (Failed::Mismatch { .. } | Failed::Spool(_))) => {
-                    if !std::mem::replace(&mut reported, true) {
-                        tracing::error!(lease = %self.lease, stream = self.name, %error, "log not sent");
-                    }
-                    MISMATCH_PAUSE
-                }
-                Err(error) => {
-                    tracing::debug!(lease = %self.lease, stream = self.name, %error, "upload cut");
-                    let progress = self.acked.offset > before;
-                    bound = if progress { BACKOFF_MIN } else { (bound * 2).min(BACKOFF_MAX) };
-                    jitter(bound)
-                }
+                Err(failed) => failed,
             };
+            let span = tracing::info_span!("log", lease = %self.lease, stream = self.name);
+            let progress = self.acked.offset > before;
+            let Some(pause) = span.in_scope(|| patience.pause(&failed, progress)) else { return };
             sleep(pause).await;
         }
     }

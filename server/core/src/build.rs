@@ -119,6 +119,8 @@ mod tests {
 
     #[test]
     fn the_state_is_the_fold_of_the_counts() {
+        use Status::{Blocked, Cancelled, Failed, Leased, Queued, Succeeded};
+
         let fold = |statuses: &[(Status, bool)]| {
             let mut counts = Counts::default();
             for &(status, allowed) in statuses {
@@ -126,7 +128,6 @@ mod tests {
             }
             counts.state()
         };
-        use Status::{Blocked, Cancelled, Failed, Leased, Queued, Succeeded};
         assert_eq!(fold(&[(Queued, false), (Blocked, false)]), BuildState::Queued);
         assert_eq!(fold(&[(Leased, false)]), BuildState::Running);
         assert_eq!(fold(&[(Succeeded, false), (Queued, false)]), BuildState::Running);
