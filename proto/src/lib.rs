@@ -6,6 +6,7 @@ pub mod convert;
 
 /// Package `kiln.v1`.
 #[allow(clippy::all, clippy::pedantic, missing_debug_implementations, unreachable_pub)]
+#[allow(rustdoc::broken_intra_doc_links)] // comments of the protocol are not rustdoc
 pub mod v1 {
     tonic::include_proto!("kiln.v1");
 }
