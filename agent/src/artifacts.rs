@@ -48,8 +48,8 @@ fn is_wanted(set: &GlobSet, path: &Path) -> Result<bool, String> {
     match path.to_str() {
         Some(name) if name.len() <= MAX_NAME && !name.chars().any(char::is_control) => Ok(true),
         _ => Err(format!(
-            "artifacts: {} is no name for an artifact: at most 1,000 bytes of UTF-8",
-            path.display()
+            "artifacts: {:?} is no name for an artifact: at most 1,000 bytes of UTF-8 without control characters",
+            path.to_string_lossy()
         )),
     }
 }
@@ -68,7 +68,7 @@ fn names(workspace: &Workspace, globs: &[String], most: u64) -> Result<Vec<Strin
         }
         total = total.saturating_add(workspace.read(path).and_then(|file| file.metadata())?.len());
         if total > most {
-            wrong = Some(format!("artifacts: more than {most} bytes (resources.artifact_bytes)"));
+            wrong = Some(format!("artifacts: more than {most} bytes (resources.artifacts)"));
         } else if names.len() >= MAX_FILES {
             wrong = Some(format!("artifacts: more than {MAX_FILES} files; pack them into one"));
         }
@@ -120,7 +120,7 @@ pub(crate) async fn collect(
             .map_err(|error| Failure::infra(format!("artifact {name}: {error}")))?;
         if found.size > left {
             return Err(Failure::user(format!(
-                "artifacts: more than {most} bytes (resources.artifact_bytes)"
+                "artifacts: more than {most} bytes (resources.artifacts)"
             )));
         }
         let artifact = upload(found, run, server).await?;
@@ -223,6 +223,6 @@ mod tests {
         assert_eq!(found(&root, &["**/secret"], 100).unwrap(), [""; 0]);
         let error = found(&root, &["**"], 2).unwrap_err();
         assert_eq!(error.kind, FailureKind::User);
-        assert!(error.message.contains("artifact_bytes"), "{error}");
+        assert!(error.message.contains("resources.artifacts"), "{error}");
     }
 }

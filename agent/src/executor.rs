@@ -92,7 +92,7 @@ impl Stop {
             ),
             Self::TotalTime => {
                 let seconds = job.spec.timeouts.total_ms / 1_000;
-                let message = format!("it ran longer than {seconds} s (timeouts.total_ms)");
+                let message = format!("it ran longer than {seconds} s (timeouts.total)");
                 Outcome::failed(FailureKind::Timeout, message)
             }
         }

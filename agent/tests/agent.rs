@@ -369,7 +369,7 @@ async fn a_cancelled_job_and_one_out_of_time_say_so() {
     setup.fake.until("two results", |state| state.finished.len() == 2).await;
     let (kind, message) = failure(&setup.fake.state().finished[1]);
     assert_eq!(kind, v1::FailureKind::Timeout);
-    assert!(message.contains("timeouts.total_ms"), "{message}");
+    assert!(message.contains("timeouts.total"), "{message}");
     agent.stop().await;
 }
 

@@ -25,14 +25,14 @@ pub(crate) struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Address of the server, as http://host:port
-    #[arg(long, global = true, env = "KILN_SERVER", value_name = "URL", hide_env_values = true)]
+    /// Address of the server, as http://host:port [env: KILN_SERVER]
+    #[arg(long, global = true, value_name = "URL")]
     pub(crate) server: Option<String>,
     /// File that holds the bearer token; KILN_TOKEN holds the token itself
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
-    /// Context of the configuration file to use
-    #[arg(long, global = true, env = "KILN_CONTEXT", value_name = "NAME", hide_env_values = true)]
+    /// Context of the configuration file to use [env: KILN_CONTEXT]
+    #[arg(long, global = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
     /// How results are written
     #[arg(long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
@@ -46,6 +46,16 @@ pub(crate) struct Global {
     /// When to use colours
     #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto, value_name = "WHEN")]
     pub(crate) color: ColorChoice,
+}
+
+impl Global {
+    /// What the environment says where no flag does. Read here, as clap would list the flags in each wrong usage.
+    pub(crate) fn with_environment(mut self) -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        self.server = self.server.or_else(|| set("KILN_SERVER"));
+        self.context = self.context.or_else(|| set("KILN_CONTEXT"));
+        self
+    }
 }
 
 /// How results are written.

@@ -105,6 +105,26 @@ impl File {
     }
 }
 
+/// A name that needs no quotes in a shell.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if (1..=100).contains(&name.len()) && !name.starts_with('-') && name.chars().all(fits) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("{name:?} can't be the name of a context"))
+        .hint("use 1 to 100 of A-Z a-z 0-9 . _ -"))
+}
+
+/// As the client reads addresses; a context with a wrong one would fail much later.
+pub(crate) fn check_server(server: &str) -> Result<()> {
+    let scheme = ["http://", "https://"].iter().find_map(|scheme| server.strip_prefix(scheme));
+    if scheme.is_some_and(|host| !host.is_empty() && !host.starts_with([':', '/'])) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("bad server address {server:?}"))
+        .hint("write it as http://host:port or https://host:port"))
+}
+
 /// How to reach the server.
 pub(crate) fn options(global: &Global) -> Result<Options> {
     let file = File::load()?;

@@ -44,6 +44,12 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
         use tonic::Code;
         let status = match error.code() {
             Code::InvalidArgument
@@ -55,8 +61,8 @@ impl From<Error> for Failure {
             | Code::Unauthenticated => ExitStatus::Usage,
             _ => ExitStatus::Unavailable,
         };
-        let (message, fields) = told(&error);
-        let hint = error.hint().map(str::to_owned).or_else(|| hint(&error).map(str::to_owned));
+        let (message, fields) = told(error);
+        let hint = error.hint().map(str::to_owned).or_else(|| hint(error).map(str::to_owned));
         Self { status, message, fields, hint, silent: false }
     }
 }
@@ -77,9 +83,20 @@ fn told(error: &Error) -> (String, Vec<(String, String)>) {
 }
 
 fn hint(error: &Error) -> Option<&'static str> {
-    error.is_unreachable().then_some(
-        "start a server with `kiln up`, or name one with --server, KILN_SERVER or `kiln config set`",
-    )
+    if error.is_unreachable() {
+        return Some(
+            "start a server with `kiln up`, or name one with --server, KILN_SERVER or `kiln config set`",
+        );
+    }
+    match (error.code(), error.message().split(' ').next()) {
+        (tonic::Code::NotFound, Some("project")) => {
+            Some("`kiln project list` shows them, `kiln project create` makes one")
+        }
+        (tonic::Code::NotFound, Some("agent")) => Some("`kiln agents list` shows them"),
+        (tonic::Code::NotFound, Some("build" | "job")) => Some("`kiln list` shows the builds"),
+        (tonic::Code::NotFound, Some("token")) => Some("`kiln token list` shows them"),
+        _ => None,
+    }
 }
 
 impl From<io::Error> for Failure {

@@ -31,8 +31,8 @@ fn main() -> ExitCode {
         return args.run();
     }
     let printer = printer::Printer::new(&cli.global);
-    roles::log(cli.global.verbose, cli.command.log_level());
-    match runtime(&printer, cli.global, cli.command) {
+    roles::log(cli.global.verbose, cli.command.log_level(), printer.colors_err());
+    match runtime(&printer, cli.global.with_environment(), cli.command) {
         Ok(status) => status.into(),
         Err(failure) => printer.failure(&failure).into(),
     }

@@ -64,7 +64,9 @@ fn write(folder: &Path, paths: &[PathBuf], file: &File) -> io::Result<()> {
     let encoder = zstd::Encoder::new(BufWriter::new(file), LEVEL)?;
     let mut archive = tar::Builder::new(encoder);
     for path in paths {
-        append(&mut archive, folder, path)?;
+        append(&mut archive, folder, path).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
     }
     archive
         .into_inner()?

@@ -78,6 +78,11 @@ impl Printer {
         !self.quiet && !self.is_json() && io::stderr().is_terminal()
     }
 
+    /// Whether stderr takes colours.
+    pub(crate) const fn colors_err(&self) -> bool {
+        self.err_color
+    }
+
     pub(crate) fn out_paint(&self, style: Style, text: &str) -> String {
         style.paint(text, self.out_color)
     }

@@ -86,7 +86,7 @@ pub(crate) fn failed(who: &str, error: &(dyn Error + 'static)) -> Failure {
 }
 
 /// Logs go to stderr; KILN_LOG filters them, as `info,kiln_server=debug`.
-pub(crate) fn log(verbose: u8, default: &str) {
+pub(crate) fn log(verbose: u8, default: &str, color: bool) {
     use tracing_subscriber::EnvFilter;
     let level = match verbose {
         0 => default,
@@ -94,8 +94,16 @@ pub(crate) fn log(verbose: u8, default: &str) {
         2 => "debug",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_env("KILN_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let layer = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What the schema consists of is nobody's news.
+    let quiet = if verbose == 0 { ",sea_orm_migration=warn,sqlx=warn" } else { "" };
+    let filter = EnvFilter::try_from_env("KILN_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(format!("{level}{quiet}")));
+    let layer = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(color)
+        // It would be said on the stream that just failed, by a macro that panics then.
+        .log_internal_errors(false)
+        .with_writer(std::io::stderr);
     // A second subscriber is never installed; the first one stays.
     let _ = layer.with_target(false).try_init();
 }

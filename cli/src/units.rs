@@ -29,7 +29,7 @@ pub(crate) fn duration(text: &str) -> Result<i64, String> {
         total = total.checked_add(part).ok_or_else(bad)?;
         rest = &rest[end..];
     }
-    if text.is_empty() { Err(bad()) } else { Ok(total) }
+    if text.is_empty() { Err(bad()) } else { some(total, text) }
 }
 
 /// Bytes of "512MiB", "1.5GiB", "4096".
@@ -37,13 +37,20 @@ pub(crate) fn size(text: &str) -> Result<i64, String> {
     let bad = || format!("{text:?} is not a size; write it like \"512MiB\" or \"2GiB\"");
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (_, unit) = SIZES.iter().find(|(name, _)| *name == text[end..].trim()).ok_or_else(bad)?;
-    scaled(&text[..end], *unit).ok_or_else(bad)
+    scaled(&text[..end], *unit).ok_or_else(bad).and_then(|bytes| some(bytes, text))
 }
 
 /// Thousandths of a processor of "2", "1.5".
 pub(crate) fn cpus(text: &str) -> Result<i32, String> {
     let bad = || format!("{text:?} is not a number of processors; write it like \"2\" or \"1.5\"");
-    scaled(text, 1_000).and_then(|millis| i32::try_from(millis).ok()).ok_or_else(bad)
+    let millis = scaled(text, 1_000).and_then(|millis| i32::try_from(millis).ok());
+    millis.ok_or_else(bad).and_then(|millis| some(millis, text))
+}
+
+/// Nothing at all would be taken for the default by the server: who writes zero means something else.
+fn some<T: Default + PartialEq>(value: T, text: &str) -> Result<T, String> {
+    let nothing = || format!("{text:?} is nothing; leave it out for the default");
+    if value == T::default() { Err(nothing()) } else { Ok(value) }
 }
 
 /// A decimal number times a unit, exact, cut off below one.
@@ -79,7 +86,7 @@ mod tests {
     fn durations() {
         assert_eq!(duration("1h30m"), Ok(5_400_000));
         assert_eq!(duration("250ms"), Ok(250));
-        for bad in ["", "10", "m", "1x", "99999999999999d", "-1s"] {
+        for bad in ["", "10", "m", "1x", "99999999999999d", "-1s", "0s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }
@@ -90,7 +97,8 @@ mod tests {
         assert_eq!(size("1.5GiB"), Ok(1_610_612_736));
         assert_eq!(size("4096"), Ok(4_096));
         assert_eq!(cpus("1.5"), Ok(1_500));
-        for bad in ["", "MiB", "1.2.3GiB", "12 parsecs", "99999999999TiB"] {
+        assert!(cpus("0").is_err() && cpus("0.0001").is_err());
+        for bad in ["", "MiB", "1.2.3GiB", "12 parsecs", "99999999999TiB", "0", "0GiB"] {
             assert!(size(bad).is_err(), "{bad}");
         }
         assert_eq!([1_023, 1_536, 3 << 30].map(show_size), ["1023 B", "1.5 KiB", "3.0 GiB"]);

@@ -102,6 +102,10 @@ impl Config {
             return Err(Invalid::new("data_dir", "must name a folder"));
         }
         self.artifacts_dir()?;
+        let schemes = ["sqlite:", "postgres://", "postgresql://"];
+        if !schemes.iter().any(|scheme| self.database_url().starts_with(scheme)) {
+            return Err(Invalid::new("database", "must be like sqlite:PATH or postgres://…"));
+        }
         if self.connections == 0 {
             return Err(Invalid::new("connections", "must be at least 1"));
         }
@@ -193,5 +197,7 @@ mod tests {
         assert_eq!(config.database_url(), "sqlite:/d/kiln.db");
         let shared = Config { database: "postgres://h/k".into(), ..config };
         assert_eq!(shared.database_url(), "postgres://h/k");
+        let wrong = Config { database: "mysql://h/k".into(), ..shared };
+        assert_eq!(wrong.check().unwrap_err().field, "database");
     }
 }

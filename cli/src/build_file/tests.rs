@@ -1,7 +1,8 @@
 use super::*;
 
-/// The documented example is the one that is tested.
+/// The documented examples are those that are tested.
 const GUIDE: &str = include_str!("../../../docs/build-file.md");
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 fn wrong(text: &str) -> String {
     let failure = parse("build.toml", text).unwrap_err();
@@ -13,13 +14,41 @@ fn job(keys: &str) -> String {
 }
 
 #[test]
-fn every_example_of_the_guide_is_read() {
-    let examples: Vec<&str> =
-        GUIDE.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(!examples.is_empty());
-    for example in examples {
-        parse("build-file.md", example).unwrap();
+fn every_documented_build_file_is_read() {
+    let mut pages = vec![format!("{ROOT}/README.md")];
+    for entry in std::fs::read_dir(format!("{ROOT}/docs")).unwrap() {
+        pages.push(entry.unwrap().path().display().to_string());
     }
+    let mut read = vec![];
+    for page in pages.iter().filter(|page| page.ends_with(".md")) {
+        for example in examples(&std::fs::read_to_string(page).unwrap()) {
+            if let Err(failure) = parse(page, &example) {
+                panic!("{}\n{example}", failure.message);
+            }
+            read.push(page.rsplit('/').next().unwrap().to_owned());
+        }
+    }
+    for page in ["README.md", "build-file.md"] {
+        assert!(read.iter().any(|name| name == page), "no example found in {page}: {read:?}");
+    }
+}
+
+/// What a page shows as a build file: a block of TOML, or a here-document, that says its version.
+fn examples(page: &str) -> Vec<String> {
+    let (mut found, mut block, mut end) = (vec![], String::new(), None);
+    for line in page.lines() {
+        match &end {
+            Some(mark) if line == mark => {
+                end = None;
+                found.push(std::mem::take(&mut block));
+            }
+            Some(_) => block = block + line + "\n",
+            None if line == "```toml" => end = Some("```".to_owned()),
+            None => end = line.split_once("<<").map(|(_, mark)| mark.trim_matches('\'').to_owned()),
+        }
+    }
+    found.retain(|text| text.lines().any(|line| line.starts_with("version =")));
+    found
 }
 
 #[test]

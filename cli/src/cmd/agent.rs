@@ -131,6 +131,29 @@ pub(crate) async fn enroll(
 
 pub(crate) fn failed(error: &(dyn std::error::Error + 'static)) -> Failure {
     let not_enrolled = "make a token with `kiln token create NAME --role enroller`, and give it by --enroll-token-file";
-    let failure = roles::failed("the agent", error);
+    let mut failure = roles::failed("the agent", error);
+    if let Some(refused) = answer(error) {
+        let told = Failure::from(refused);
+        failure = Failure { message: format!("the agent: {}", told.message), ..told };
+    }
+    let ours = ["not enrolled", "another agent uses", "already enrolled"];
+    if ours.iter().any(|words| failure.message.contains(words)) {
+        failure.status = ExitStatus::Usage;
+    }
     if failure.message.contains("not enrolled") { failure.hint(not_enrolled) } else { failure }
+}
+
+/// What the server said, where it is the cause.
+fn answer<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a kiln_sdk::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(answer) = error.downcast_ref() {
+            return Some(answer);
+        }
+        next = match error.downcast_ref() {
+            Some(kiln_agent::identity::Error::Refused(answer)) => return Some(answer),
+            None | Some(_) => error.source(),
+        };
+    }
+    None
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     cmd::{Cx, Result},
     exit::ExitStatus,
+    failure::Failure,
     json,
     printer::Style,
     table::{Cell, Table},
@@ -26,8 +27,14 @@ pub(crate) struct Args {
 enum Command {
     /// List all agents
     List,
+    /// Show one agent: its labels, and what each backend offers or why it does not
+    Show {
+        /// Name of the agent
+        agent: String,
+    },
     /// Give an agent no new jobs
     Pause {
+        /// Name of the agent
         agent: String,
         /// Why; shown in lists and by explain
         #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
@@ -37,11 +44,20 @@ enum Command {
         duration: Option<i64>,
     },
     /// End a pause or a drain
-    Resume { agent: String },
+    Resume {
+        /// Name of the agent
+        agent: String,
+    },
     /// Let an agent finish what it has, then stop
-    Drain { agent: String },
+    Drain {
+        /// Name of the agent
+        agent: String,
+    },
     /// Remove an agent: its credential is void, its jobs are lost
-    Evict { agent: String },
+    Evict {
+        /// Name of the agent
+        agent: String,
+    },
 }
 
 impl Args {
@@ -53,13 +69,24 @@ impl Args {
                 list(cx, &all)?;
                 return Ok(ExitStatus::Succeeded);
             }
+            Command::Show { agent } => {
+                let all = client.list_agents(ListAgentsRequest {}).await?.agents;
+                let found = all.into_iter().find(|one| one.name == agent || one.id == agent);
+                let found = found.ok_or_else(|| {
+                    Failure::usage(format!("agent {agent:?} does not exist"))
+                        .hint("`kiln agents list` shows them")
+                })?;
+                show(cx, &found)?;
+                return Ok(ExitStatus::Succeeded);
+            }
             Command::Evict { agent } => {
                 let leases =
                     client.evict_agent(EvictAgentRequest { agent: agent.clone() }).await?.leases;
                 if cx.printer.is_json() {
                     cx.printer.json(&json!({ "agent": agent, "leases": leases }))?;
                 } else {
-                    cx.printer.line(format!("agent {agent} removed, {leases} jobs lost"))?;
+                    let jobs = if leases == 1 { "job" } else { "jobs" };
+                    cx.printer.line(format!("agent {agent} removed, {leases} {jobs} lost"))?;
                 }
                 return Ok(ExitStatus::Succeeded);
             }
@@ -96,6 +123,51 @@ fn list(cx: &Cx<'_>, all: &[Agent]) -> Result<()> {
     Ok(cx.printer.table(&table(all))?)
 }
 
+fn show(cx: &Cx<'_>, agent: &Agent) -> Result<()> {
+    if cx.printer.is_json() {
+        return Ok(cx.printer.json(&json::agent(agent))?);
+    }
+    let profile = agent.profile.clone().unwrap_or_default();
+    let labels: Vec<String> = profile.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    for (name, value) in [
+        ("agent", agent.name.clone()),
+        ("id", agent.id.clone()),
+        ("state", words::agent_state(agent.state())),
+        ("note", note(agent)),
+        ("host", profile.host.clone()),
+        ("machine", machine(agent)),
+        ("labels", sorted(labels).join(", ")),
+        ("version", profile.version.clone()),
+        ("seen", time::ago(agent.seen_ms)),
+    ] {
+        if !value.is_empty() {
+            cx.printer.line(format!("{name:<9}{value}"))?;
+        }
+    }
+    for offer in &profile.backends {
+        let told = match offer.unavailable.as_str() {
+            "" => format!("×{}  {}", offer.slots, sorted(offer.features.clone()).join(", ")),
+            why => format!("unavailable: {why}"),
+        };
+        cx.printer.line(format!("{:<9}{told}", offer.backend).trim_end())?;
+    }
+    for lease in &agent.leases {
+        cx.printer.line(format!("{:<9}{lease}", "lease"))?;
+    }
+    Ok(())
+}
+
+fn sorted(mut texts: Vec<String>) -> Vec<String> {
+    texts.sort();
+    texts
+}
+
+fn machine(agent: &Agent) -> String {
+    let profile = agent.profile.clone().unwrap_or_default();
+    let processors = profile.cpu_millis / 1_000;
+    format!("{} {processors} cpus {}", profile.arch, units::show_size(profile.memory_bytes))
+}
+
 fn table(agents: &[Agent]) -> Table {
     let mut table = Table::new(&["AGENT", "STATE", "JOBS", "BACKENDS", "MACHINE", "SEEN", "NOTE"]);
     for agent in agents {
@@ -106,18 +178,12 @@ fn table(agents: &[Agent]) -> Table {
         };
         let profile = agent.profile.clone().unwrap_or_default();
         let backends: Vec<String> = profile.backends.iter().map(offer).collect();
-        let processors = profile.cpu_millis / 1_000;
-        let machine = format!(
-            "{} {processors} cpus {}",
-            profile.arch,
-            units::show_size(profile.memory_bytes)
-        );
         table.row([
             agent.name.as_str().into(),
             Cell::styled(words::agent_state(agent.state()), style),
             agent.leases.len().to_string().into(),
             backends.join(", ").into(),
-            machine.into(),
+            machine(agent).into(),
             time::ago(agent.seen_ms).into(),
             note(agent).into(),
         ]);

@@ -65,6 +65,8 @@ fn set(cx: &Cx<'_>, file: &mut File, name: &str, ca_file: Option<&PathBuf>) -> R
         return Err(Failure::usage("a context needs a server")
             .hint(format!("kiln config set {name} --server http://host:7420 --token-file FILE")));
     };
+    context::check_name(name)?;
+    context::check_server(&server)?;
     let old = old.unwrap_or_default();
     let absolute = |path: &PathBuf| {
         std::path::absolute(path).map_err(|error| Failure::file("find", path, &error))

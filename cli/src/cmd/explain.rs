@@ -45,7 +45,8 @@ fn show(cx: &Cx<'_>, answer: &ExplainJobResponse) -> Result<()> {
     } else {
         printer.line(&answer.summary)?;
     }
-    for reason in &answer.reasons {
+    // What the summary says already is not said twice.
+    for reason in answer.reasons.iter().filter(|reason| reason.message != answer.summary) {
         printer.line(format!("  {} ({})", reason.message, reason.code))?;
     }
     for verdict in &answer.agents {

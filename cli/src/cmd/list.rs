@@ -32,8 +32,8 @@ pub(crate) struct Args {
     #[arg(long)]
     oldest: bool,
     /// How many at most
-    #[arg(long, default_value_t = 20, value_name = "N", conflicts_with = "all")]
-    limit: usize,
+    #[arg(long, default_value_t = 20, value_name = "N", conflicts_with = "all", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
     /// As many as there are
     #[arg(long)]
     all: bool,
@@ -42,7 +42,7 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
         let client = cx.client().await?;
-        let limit = if self.all { usize::MAX } else { self.limit };
+        let limit = if self.all { usize::MAX } else { self.limit as usize };
         let order = if self.oldest { BuildOrder::Oldest } else { BuildOrder::Newest };
         let mut request = ListBuildsRequest {
             project: self.project.unwrap_or_default(),

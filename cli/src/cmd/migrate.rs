@@ -5,6 +5,7 @@ use kiln_server::store::sql;
 use crate::{
     cmd::{Cx, Result, server::Settings},
     exit::ExitStatus,
+    failure::Failure,
     roles,
 };
 
@@ -18,6 +19,10 @@ impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
         let config = self.settings.merge()?;
         let failed = |error| roles::failed("the database", &error);
+        if !config.is_postgres() {
+            let folder = &config.data_dir;
+            std::fs::create_dir_all(folder).map_err(|e| Failure::file("make", folder, &e))?;
+        }
         let options = sql::Options { connections: 1, durable: true };
         let database = sql::connect(&config.database_url(), &options).await.map_err(failed)?;
         let migrated = database.migrate().await.map_err(failed);

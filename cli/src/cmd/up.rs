@@ -17,7 +17,7 @@ use crate::{
     context::{self, ADMIN_TOKEN, Context, File},
     exit::ExitStatus,
     failure::Failure,
-    roles,
+    roles, time,
 };
 
 /// The agent's name. One data folder holds one server and one agent.
@@ -116,7 +116,8 @@ async fn enroll_token(url: &str, admin: &Path) -> Result<String> {
     let secret = context::read_secret(admin)?;
     let client = Client::connect(Options::new(url).token(secret)).await?;
     let request = CreateTokenRequest {
-        name: "kiln-up".to_owned(),
+        // One of an earlier start that did not get further is in nobody's way.
+        name: format!("kiln-up-{}", time::now()),
         role: Role::Enroller.into(),
         ..Default::default()
     };

@@ -99,5 +99,6 @@ fn names_that_name_nothing() {
     insta::assert_snapshot!(context.kiln(&["project", "show", "none"]), @r#"
     exit 2
     err: error: project "none" does not exist
+    err: hint: `kiln project list` shows them, `kiln project create` makes one
     "#);
 }

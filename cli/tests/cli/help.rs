@@ -30,6 +30,7 @@ const VERBS: &[&[&str]] = &[
     &["project", "resume"],
     &["agents"],
     &["agents", "list"],
+    &["agents", "show"],
     &["agents", "pause"],
     &["agents", "resume"],
     &["agents", "drain"],

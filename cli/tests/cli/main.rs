@@ -4,6 +4,7 @@
 mod context;
 mod errors;
 mod help;
+mod roles;
 mod up;
 mod verbs;
 

@@ -83,19 +83,17 @@ impl Class {
                 Some(_) => {}
             }
         }
-        let mut minimum = |what: &'static str, has: u64, wanted: u64, unit: &str| {
+        let mut minimum = |what: &'static str, has: u64, wanted: u64, unit: u64, name: &str| {
             if has < wanted {
-                reasons.push(Reason::new(what, format!("has {has} {unit}, {wanted} are needed")));
+                let (has, wanted) = (hundredths(has, unit, false), hundredths(wanted, unit, true));
+                reasons.push(Reason::new(what, format!("has {has} {name}, {wanted} needed")));
             }
         };
-        minimum(
-            "CPU",
-            profile.cpu_millis.into(),
-            want.min_cpu_millis.into(),
-            "thousandths of a processor",
-        );
-        minimum("MEMORY", profile.memory_bytes, want.min_memory_bytes, "bytes of memory");
-        minimum("DISK", agent.load.disk_available_bytes, want.min_disk_bytes, "bytes of free disk");
+        let (cpu, wanted) = (profile.cpu_millis.into(), want.min_cpu_millis.into());
+        minimum("CPU", cpu, wanted, 1_000, "processors");
+        let free = agent.load.disk_available_bytes;
+        minimum("MEMORY", profile.memory_bytes, want.min_memory_bytes, 1 << 30, "GiB of memory");
+        minimum("DISK", free, want.min_disk_bytes, 1 << 30, "GiB of free disk");
         reasons
     }
 
@@ -103,6 +101,14 @@ impl Class {
     pub fn fits(&self, agent: &Agent) -> bool {
         self.misfits(agent).is_empty()
     }
+}
+
+/// In units with two digits behind the point. What is needed is rounded up, so that it never looks like what is there.
+fn hundredths(value: u64, unit: u64, up: bool) -> String {
+    let scaled = u128::from(value) * 100;
+    let unit = u128::from(unit);
+    let all = if up { scaled.div_ceil(unit) } else { scaled / unit };
+    format!("{}.{:02}", all / 100, all % 100)
 }
 
 /// A job that could be leased, as the claim loads it.

@@ -19,6 +19,8 @@ use crate::store::{Role, TokenRow, Tx, jobs::Effects};
 
 /// Random bytes of a secret.
 const SECRET: usize = 32;
+/// How long a token for enrolment lasts where nobody says it.
+const ENROLLER: Millis = 3_600_000;
 /// Bytes of a bearer text that are looked at.
 const MAX_BEARER: usize = 200;
 const UNKNOWN: Error =
@@ -38,6 +40,8 @@ impl App {
         if duration.is_some_and(|duration| duration <= 0) {
             return Err(Error::invalid("duration", "must be longer than nothing"));
         }
+        // It lets a machine in: one that was forgotten must not do so for ever.
+        let duration = duration.or((role == Role::Enroller).then_some(ENROLLER));
         let project = match project {
             Some(name) => Some(self.project(name).await?.id),
             None => None,

@@ -57,7 +57,7 @@ pub fn explain(
 ) -> (String, Vec<Reason>, Vec<Verdict>) {
     match &job.state {
         State::Blocked => {
-            let summary = format!("waits for {} job(s) that it needs", wait.needs.len());
+            let summary = format!("waits for {} that it needs", count(wait.needs.len(), "job"));
             (
                 summary,
                 vec![Reason::new("NEEDS", format!("not done: {}", wait.needs.join(", ")))],
@@ -76,6 +76,18 @@ pub fn explain(
         ),
         State::Running { cancelling, .. } => (with_cancel("runs", *cancelling), vec![], vec![]),
         State::Done(outcome) => (ended(outcome), vec![], vec![]),
+    }
+}
+
+fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+fn ahead(jobs: u32) -> String {
+    if jobs == 1 {
+        "1 job is ahead of it".to_owned()
+    } else {
+        format!("{jobs} jobs are ahead of it")
     }
 }
 
@@ -119,7 +131,7 @@ fn held_back(not_before: Millis, wait: &Wait, now: Millis) -> Vec<Reason> {
         reasons.push(Reason::new("RETURNED", format!("the last agent gave it back: {why}")));
     }
     if wait.ahead > 0 {
-        reasons.push(Reason::new("QUEUE", format!("{} job(s) are ahead of it", wait.ahead)));
+        reasons.push(Reason::new("QUEUE", ahead(wait.ahead)));
     }
     reasons
 }
@@ -157,10 +169,10 @@ fn summary(reasons: &[Reason], verdicts: &[Verdict]) -> String {
     match barred {
         Some(reason) => reason.message.clone(),
         None if verdicts.is_empty() => "no agent is enrolled".to_owned(),
-        None if fit == 0 => format!("none of {} agent(s) can run it", verdicts.len()),
+        None if fit == 0 => format!("none of {} can run it", count(verdicts.len(), "agent")),
         None if ready == 0 => {
-            format!("{fit} of {} agent(s) can run it, none has room now", verdicts.len())
+            format!("{fit} of {} can run it, none has room now", count(verdicts.len(), "agent"))
         }
-        None => format!("{ready} agent(s) can take it now"),
+        None => format!("{} can take it now", count(ready, "agent")),
     }
 }

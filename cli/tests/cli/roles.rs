@@ -1,0 +1,224 @@
+//! A server and an agent as processes of their own, and what an administrator does to them.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Longer than anything here takes, on a machine that is busy.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A process that ends with the test.
+struct Role(Child);
+
+impl Role {
+    fn ask_to_end(&self) {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+    }
+
+    fn ends(&mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _gone_already = self.0.kill();
+        let _gone_already = self.0.wait();
+    }
+}
+
+struct Farm {
+    folder: tempfile::TempDir,
+    url: String,
+    server: Option<Role>,
+}
+
+impl Farm {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut farm = Self { folder, url: "http://127.0.0.1:1".to_owned(), server: None };
+        farm.serve("127.0.0.1:0");
+        farm
+    }
+
+    fn serve(&mut self, listen: &str) {
+        let mut command = self.kiln(&["server", "--listen", listen]);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let told = BufReader::new(child.stderr.take().unwrap());
+        self.server = Some(Role(child));
+        // It is read no further: a server goes on when nobody reads what it logs.
+        let mut lines = told.lines().map(Result::unwrap);
+        let line = lines.find_map(|line| {
+            assert!(!line.contains('\u{1b}'), "colours where there is no terminal: {line:?}");
+            line.strip_prefix("listening on ").map(str::to_owned)
+        });
+        self.url = line.unwrap();
+    }
+
+    fn kiln(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.args(args).current_dir(self.folder.path()).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", self.folder.path()).env("KILN_SERVER", &self.url);
+        command.env("KILN_DATA", self.folder.path().join("data"));
+        command
+    }
+
+    /// Exit code, standard output and standard error.
+    fn told(&self, args: &[&str]) -> (i32, String, String) {
+        let output = self.kiln(args).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let (code, out, err) = self.told(args);
+        assert_eq!(code, 0, "{args:?}: {err}");
+        out
+    }
+
+    /// Exit code 2, and what is said.
+    fn refused(&self, args: &[&str]) -> String {
+        let (code, out, err) = self.told(args);
+        assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
+        err
+    }
+
+    fn token(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, self.ok(&["token", "create", name, "--role", "enroller"])).unwrap();
+        path
+    }
+
+    /// Enrolled by the verb, then run without a token.
+    fn agent(&self) -> Role {
+        let token = self.token("builder");
+        let token = token.to_str().unwrap();
+        let enroll = ["agent", "enroll", "--name", "builder", "--enroll-token-file", token];
+        assert!(self.ok(&enroll).starts_with("agt_"));
+        self.start_agent()
+    }
+
+    fn start_agent(&self) -> Role {
+        let mut command = self.kiln(&["agent", "--label", "disk=ssd"]);
+        let role = Role(command.stderr(Stdio::null()).spawn().unwrap());
+        self.until("the agent is online", |farm| farm.agent_is("online"));
+        role
+    }
+
+    fn agent_is(&self, state: &str) -> bool {
+        let all: Value =
+            serde_json::from_str(&self.ok(&["--output", "json", "agents", "list"])).unwrap();
+        all["agents"][0]["state"] == state
+    }
+
+    fn until(&self, what: &str, is: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !is(self) {
+            assert!(began.elapsed() < LIMIT, "never: {what}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn run(&self, script: &str) -> (i32, String) {
+        let (code, out, _) = self.told(&["run", "--no-source", "--", "sh", "-c", script]);
+        (code, out)
+    }
+
+    fn detached(&self, script: &str) -> String {
+        let id = self.ok(&["run", "--no-source", "--detach", "--", "sh", "-c", script]);
+        id.trim().to_owned()
+    }
+}
+
+#[test]
+fn a_farm_from_the_first_token_to_the_last_agent() {
+    let farm = Farm::new();
+    let mut agent = farm.agent();
+    assert_eq!(farm.run("echo $KILN_JOB; exit 5"), (5, "run\n".to_owned()));
+    let shown = farm.ok(&["agents", "show", "builder"]);
+    assert!(shown.contains("labels   disk=ssd") && shown.contains("\nshell    ×"), "{shown}");
+
+    farm.ok(&["agents", "pause", "builder", "--note", "disk swap", "--for", "1h"]);
+    farm.detached("true");
+    let why = farm.ok(&["explain"]);
+    assert!(why.contains("agent builder fits: is paused: disk swap"), "{why}");
+    farm.ok(&["agents", "resume", "builder"]);
+    farm.ok(&["watch", "last"]);
+
+    farm.ok(&["agents", "drain", "builder"]);
+    assert_eq!(agent.ends(), Some(0), "a drained agent leaves");
+    farm.ok(&["agents", "resume", "builder"]);
+    let mut agent = farm.start_agent();
+
+    let build = farm.detached("trap 'touch ended; exit' TERM; while :; do sleep 0.1; done");
+    farm.until("it runs", |farm| farm.ok(&["show", &build]).contains("running"));
+    let evicted = farm.ok(&["agents", "evict", "builder"]);
+    assert_eq!(evicted, "agent builder removed, 1 job lost\n");
+    assert_eq!(agent.ends(), Some(0), "it ends its job and leaves: the job may run elsewhere");
+    assert!(farm.ok(&["explain", &build]).starts_with("job run queued: "));
+    assert!(farm.refused(&["agents", "evict", "builder"]).contains("kiln agents list"));
+}
+
+#[test]
+fn a_job_outlives_its_agent_and_its_server() {
+    let mut farm = Farm::new();
+    let agent = farm.agent();
+    let go = farm.folder.path().join("go");
+    let script =
+        format!("echo one; until [ -e {} ]; do sleep 0.05; done; echo two; exit 6", go.display());
+    let build = farm.detached(&script);
+    farm.until("it runs", |farm| farm.ok(&["logs", &build]).contains("one"));
+    drop(agent);
+    drop(farm.server.take());
+    std::fs::write(go, "").unwrap();
+    let listen = farm.url.trim_start_matches("http://").to_owned();
+    farm.serve(&listen);
+    let agent = farm.start_agent();
+    let (code, out, err) = farm.told(&["watch", &build]);
+    assert_eq!(code, 1, "{out}{err}");
+    assert!(err.contains("job run failed: exit code 6"), "{err}");
+    assert_eq!(farm.ok(&["logs", "-f", &build]), "one\ntwo\n");
+    assert_eq!(farm.ok(&["logs", "-f", &build, "--offset", "4"]), "two\n");
+    agent.ask_to_end();
+    let server = farm.server.as_mut().unwrap();
+    server.ask_to_end();
+    assert_eq!(server.ends(), Some(0));
+}
+
+#[test]
+fn what_a_role_refuses_is_said_with_its_cause() {
+    let farm = Farm::new();
+    let token = farm.token("once");
+    let enroll = |data: &str, name: &str| {
+        let token = token.to_str().unwrap();
+        let args = ["agent", "enroll", "--name", name, "--enroll-token-file", token, "--data"];
+        farm.told(&[&args[..], &[data]].concat())
+    };
+    assert_eq!(enroll("a", "a").0, 0);
+    let (code, _, err) = enroll("b", "b");
+    assert!(code == 2 && err.contains("the token was used before"), "{code} {err}");
+    assert!(farm.refused(&["agent", "--data", "c"]).contains("kiln token create NAME --role"));
+
+    assert!(farm.refused(&["server", "--database", "mysql://h/k"]).contains("  database: must be"));
+    std::fs::write(farm.folder.path().join("s.toml"), "grace_ms = 5\n").unwrap();
+    assert!(farm.refused(&["server", "--config", "s.toml"]).contains("  grace_ms: must be"));
+    let (code, _, err) = farm.told(&["server", "--listen", "127.0.0.1:0"]);
+    assert!(code == 4 && err.contains("is used by another server"), "{code} {err}");
+}
+
+#[test]
+fn migrate_makes_the_database_and_finds_it_made() {
+    let farm = Farm::new();
+    for _ in 0..2 {
+        let (code, _, err) = farm.told(&["migrate", "--data", "fresh"]);
+        assert_eq!((code, err.as_str()), (0, "the database is up to date\n"));
+    }
+    assert!(farm.folder.path().join("fresh/kiln.db").is_file());
+}
