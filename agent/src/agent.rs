@@ -2,7 +2,7 @@
 //! says. It waits for nothing but its journal; everything else is a task of its own.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,7 +11,6 @@ use std::{
 use kiln_core::{Millis, id::LeaseId, session::Assignment};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
     time::{interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -284,7 +283,7 @@ impl Agent {
             self.pass_on_word();
         }
         for output in outputs {
-            self.perform(output).await?;
+            self.perform(output);
         }
         for (ask, journal) in greetings {
             let world = Arc::clone(&self.world);
@@ -319,30 +318,31 @@ impl Agent {
         self.leases.apply(Input::Welcome { session, grace_ms, keep, abandon }, self.now())
     }
 
-    /// Writes each entry that changed once, as it is now; all of them together.
+    /// Writes each entry that changed once, as it is now, and what is to be forgotten; all of it together.
     async fn save(&self, outputs: &[Output]) -> Result<(), Error> {
-        let changed: BTreeSet<_> = outputs
-            .iter()
-            .filter_map(|output| if let Output::Save(lease) = output { Some(*lease) } else { None })
-            .collect();
-        let mut writes = JoinSet::new();
-        for entry in changed.iter().filter_map(|&lease| self.leases.entry(lease)) {
-            let (world, entry) = (Arc::clone(&self.world), entry.clone());
-            writes.spawn_blocking(move || world.journal.save(&entry));
+        let mut entries = BTreeMap::new();
+        let mut gone = vec![];
+        for output in outputs {
+            match output {
+                Output::Save(lease) => {
+                    entries.extend(self.leases.entry(*lease).map(|entry| (*lease, entry.clone())));
+                }
+                Output::Remove(lease) => gone.push(*lease),
+                _ => {}
+            }
         }
-        while let Some(written) = writes.join_next().await {
-            written.map_err(|error| journal::Error::Io {
-                path: self.world.journal.data().to_owned(),
-                source: std::io::Error::other(error),
-            })??;
+        if entries.is_empty() && gone.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let entries: Vec<_> = entries.into_values().collect();
+        let world = Arc::clone(&self.world);
+        blocking(move || world.journal.save(&entries, &gone)).await
     }
 
-    async fn perform(&mut self, output: Output) -> Result<(), Error> {
+    fn perform(&mut self, output: Output) {
         match output {
             Output::Save(_) => {}
-            Output::Remove(lease) => self.remove(lease).await?,
+            Output::Remove(lease) => self.remove(lease),
             Output::Send(frame) => {
                 if self.frames.is_some() && !self.unsaid.contains(&frame) {
                     self.unsaid.push_back(frame);
@@ -364,7 +364,6 @@ impl Agent {
                 self.done = true;
             }
         }
-        Ok(())
     }
 
     /// Makes room for a lease, and begins to bring its log to the server.
@@ -405,11 +404,9 @@ impl Agent {
         self.tracker.spawn(job.tasks.track_future(executor.run()));
     }
 
-    /// Forgets the lease at once; its folder goes when nothing uses it any more.
-    async fn remove(&mut self, lease: LeaseId) -> Result<(), Error> {
-        let world = Arc::clone(&self.world);
-        blocking(move || world.journal.forget(lease)).await?;
-        let Some(job) = self.jobs.remove(&lease) else { return Ok(()) };
+    /// The journal has forgotten the lease; its folder goes when nothing uses it any more.
+    fn remove(&mut self, lease: LeaseId) {
+        let Some(job) = self.jobs.remove(&lease) else { return };
         job.drop.cancel();
         let world = Arc::clone(&self.world);
         self.tracker.spawn(async move {
@@ -421,7 +418,6 @@ impl Agent {
             let _tried_again_at_start =
                 tokio::task::spawn_blocking(move || world.journal.discard(lease)).await;
         });
-        Ok(())
     }
 }
 

@@ -1,11 +1,16 @@
-//! What of the leases survives this process: one folder per lease with an entry that is replaced as a whole, and the
-//! counter of Hellos. It knows no session; what an entry means is for [`crate::lease`] to say.
+//! What of the leases survives this process: a file to which each change is appended, and the counter of Hellos. It
+//! knows no session; what an entry means is for [`crate::lease`] to say.
+
+mod records;
 
 use std::{
+    borrow::Cow,
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use kiln_core::id::LeaseId;
@@ -15,10 +20,15 @@ use crate::{
     run::{Folder, write_durably},
     workspace,
 };
+use records::{Content, Record};
 
-const ENTRY: &str = "entry.json";
+const JOURNAL: &str = "journal";
 const EPOCH: &str = "epoch";
 const LOCK: &str = "lock";
+/// A smaller file is not worth rewriting.
+const COMPACT_BYTES: u64 = 4 << 20;
+/// A file that grew by less since it was rewritten is not either.
+const COMPACT_FACTOR: u64 = 4;
 
 /// Why the data folder can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,8 +37,8 @@ pub enum Error {
     Locked(PathBuf),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{}: not an entry of the journal: {source}", path.display())]
-    Entry { path: PathBuf, source: serde_json::Error },
+    #[error("{}: not a record of the journal: {source}", path.display())]
+    Record { path: PathBuf, source: serde_json::Error },
     #[error("{}: not a number; restore the file, or enrol the agent anew", .0.display())]
     Epoch(PathBuf),
 }
@@ -41,7 +51,20 @@ pub(crate) fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, Error> {
 #[derive(Debug)]
 pub struct Journal {
     data: PathBuf,
+    log: Mutex<Log>,
     _lock: File,
+}
+
+/// The file that grows.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: File,
+    size: u64,
+    /// It is rewritten when it is larger.
+    limit: u64,
+    /// Leases whose entries are in it.
+    known: BTreeSet<LeaseId>,
 }
 
 impl Journal {
@@ -58,7 +81,8 @@ impl Journal {
         }
         // Supervisors get absolute paths, wherever this process was started.
         let data = at(data, data.canonicalize())?;
-        Ok(Self { data, _lock: lock })
+        let log = Mutex::new(Log::open(data.join(JOURNAL))?);
+        Ok(Self { data, log, _lock: lock })
     }
 
     pub fn data(&self) -> &Path {
@@ -84,54 +108,42 @@ impl Journal {
 
     /// All entries. Folders without one are left of leases that were never taken, or that are done: they go.
     pub fn restore(&self) -> Result<Vec<Entry>, Error> {
+        let content = self.log().read()?;
         let leases = self.data.join("leases");
-        let mut entries = vec![];
         for found in at(&leases, fs::read_dir(&leases))? {
-            let found = at(&leases, found)?;
-            let Some(lease) = found.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
+            let name = at(&leases, found)?.file_name();
+            if let Some(lease) = name.to_str().and_then(|name| name.parse().ok())
+                && !content.entries.contains_key(&lease)
+            {
+                self.discard(lease);
+            }
+        }
+        Ok(content.entries.into_values().collect())
+    }
+
+    /// Keeps these entries and forgets these leases; durable when it returns. What is only forgotten need not be: an
+    /// entry that a crash brings back is said again, and acknowledged again.
+    pub fn save(&self, entries: &[Entry], gone: &[LeaseId]) -> Result<(), Error> {
+        let mut log = self.log();
+        let mut bytes = vec![];
+        for &lease in gone.iter().filter(|lease| log.known.contains(lease)) {
+            log.write(&Record::Gone(lease), &mut bytes)?;
+        }
+        for entry in entries {
+            let lease = entry.assignment.lease;
+            let record = if log.known.contains(&lease) && !gone.contains(&lease) {
+                Record::State(lease, Cow::Borrowed(&entry.state))
+            } else {
+                Record::Entry(Cow::Borrowed(entry))
             };
-            let path = found.path().join(ENTRY);
-            match fs::read(&path) {
-                Ok(bytes) => entries.push(
-                    serde_json::from_slice(&bytes)
-                        .map_err(|source| Error::Entry { path, source })?,
-                ),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => self.discard(lease),
-                Err(source) => return Err(Error::Io { path, source }),
-            }
+            log.write(&record, &mut bytes)?;
         }
-        Ok(entries)
-    }
-
-    /// Keeps the entry; durable when it returns.
-    pub fn save(&self, entry: &Entry) -> Result<(), Error> {
-        let folder = self.folder(entry.assignment.lease);
-        let path = folder.path().join(ENTRY);
-        let is_new = !path.exists();
-        if is_new {
-            at(folder.path(), folder.create())?;
+        log.append(&bytes, !entries.is_empty())?;
+        for lease in gone {
+            log.known.remove(lease);
         }
-        let bytes = serde_json::to_vec(entry)
-            .map_err(|source| Error::Entry { path: path.clone(), source })?;
-        at(&path, write_durably(&path, &bytes))?;
-        if is_new {
-            let leases = self.data.join("leases");
-            at(&leases, File::open(&leases).and_then(|dir| dir.sync_all()))?;
-        }
-        Ok(())
-    }
-
-    /// Forgets the lease; its folder stays until it is discarded. An entry that a crash brings back is said again, and
-    /// acknowledged again.
-    pub fn forget(&self, lease: LeaseId) -> Result<(), Error> {
-        let path = self.folder(lease).path().join(ENTRY);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Io { path, source })
-            }
-            _ => Ok(()),
-        }
+        log.known.extend(entries.iter().map(|entry| entry.assignment.lease));
+        if log.size > log.limit { log.compact() } else { Ok(()) }
     }
 
     /// Removes the lease's folder with all that is in it. What can't be removed is tried again at the next start.
@@ -141,69 +153,66 @@ impl Journal {
             tracing::warn!(%lease, %error, path = %folder.path().display(), "lease folder stays");
         }
     }
+
+    fn log(&self) -> std::sync::MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log {
+    fn open(path: PathBuf) -> Result<Self, Error> {
+        let mut options = OpenOptions::new();
+        let file = at(&path, options.append(true).create(true).mode(0o600).open(&path))?;
+        let mut log = Self { path, file, size: 0, limit: COMPACT_BYTES, known: BTreeSet::new() };
+        log.compact()?;
+        Ok(log)
+    }
+
+    fn read(&self) -> Result<Content, Error> {
+        let bytes = at(&self.path, fs::read(&self.path))?;
+        let content = Content::read(&bytes);
+        let content =
+            content.map_err(|source| Error::Record { path: self.path.clone(), source })?;
+        if content.whole < bytes.len() {
+            let (path, torn) = (self.path.display(), bytes.len() - content.whole);
+            tracing::warn!(%path, torn, "the end of the journal was not written whole; it is left out");
+        }
+        Ok(content)
+    }
+
+    /// Puts a file in its place that holds what counts, and no more.
+    fn compact(&mut self) -> Result<(), Error> {
+        let content = self.read()?;
+        let mut bytes = vec![];
+        for entry in content.entries.values() {
+            self.write(&Record::Entry(Cow::Borrowed(entry)), &mut bytes)?;
+        }
+        at(&self.path, write_durably(&self.path, &bytes))?;
+        self.file = at(&self.path, OpenOptions::new().append(true).open(&self.path))?;
+        self.size = bytes.len() as u64;
+        self.limit = COMPACT_BYTES.max(self.size.saturating_mul(COMPACT_FACTOR));
+        self.known = content.entries.into_keys().collect();
+        Ok(())
+    }
+
+    fn write(&self, record: &Record<'_>, into: &mut Vec<u8>) -> Result<(), Error> {
+        record.write(into).map_err(|source| Error::Record { path: self.path.clone(), source })
+    }
+
+    fn append(&mut self, bytes: &[u8], durably: bool) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let written = self.file.write_all(bytes);
+        if written.is_err() {
+            // What follows half a record is never read. Where this fails too, the caller gives up all the same.
+            let _ = self.file.set_len(self.size);
+        }
+        at(&self.path, written)?;
+        self.size += bytes.len() as u64;
+        if durably { at(&self.path, self.file.sync_data()) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use kiln_core::{
-        id::{BuildId, JobId},
-        session::Assignment,
-        spec::JobSpec,
-    };
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::lease::EntryState;
-
-    fn entry(n: u128, state: EntryState) -> Entry {
-        let uuid = Uuid::from_u128(n);
-        let assignment = Assignment {
-            lease: LeaseId::from_uuid(uuid),
-            job: JobId::from_uuid(uuid),
-            build: BuildId::from_uuid(uuid),
-            project: "default".into(),
-            attempt: 1,
-            spec: JobSpec::default(),
-            inputs: vec![],
-            exclusive: false,
-        };
-        Entry { assignment, state }
-    }
-
-    #[test]
-    fn entries_survive_and_leave() {
-        let dir = tempfile::tempdir().unwrap();
-        let taken = entry(1, EntryState::Taken);
-        let running = entry(1, EntryState::Running);
-        {
-            let journal = Journal::open(dir.path()).unwrap();
-            journal.save(&taken).unwrap();
-            journal.save(&entry(2, EntryState::Taken)).unwrap();
-            journal.save(&running).unwrap();
-            journal.forget(entry(2, EntryState::Taken).assignment.lease).unwrap();
-        }
-        let journal = Journal::open(dir.path()).unwrap();
-        assert_eq!(journal.restore().unwrap(), [running]);
-        let left = fs::read_dir(dir.path().join("leases")).unwrap().count();
-        assert_eq!(left, 1, "the folder of the forgotten lease is removed");
-    }
-
-    #[test]
-    fn the_epoch_grows_over_restarts() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Journal::open(dir.path()).unwrap().next_epoch().unwrap(), 1);
-        assert_eq!(Journal::open(dir.path()).unwrap().next_epoch().unwrap(), 2);
-        fs::write(dir.path().join(EPOCH), "x").unwrap();
-        assert!(matches!(
-            Journal::open(dir.path()).unwrap().next_epoch().unwrap_err(),
-            Error::Epoch(_)
-        ));
-    }
-
-    #[test]
-    fn a_data_folder_has_one_agent() {
-        let dir = tempfile::tempdir().unwrap();
-        let _first = Journal::open(dir.path()).unwrap();
-        assert!(matches!(Journal::open(dir.path()).unwrap_err(), Error::Locked(_)));
-    }
-}
+mod tests;
