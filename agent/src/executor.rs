@@ -31,7 +31,7 @@ use crate::{
     checkout, clock,
     connection::Event,
     lease::Input,
-    run::{Folder, Run, write_durably},
+    run::{Folder, Run, replace},
     workspace,
 };
 
@@ -58,7 +58,8 @@ impl Began {
             return Ok(began);
         }
         let began = Self { boot, boot_ms: clock::boot_ms() };
-        write_durably(&path, &serde_json::to_vec(&began)?)?;
+        // After a power cut another boot begins: it need not be on the disk.
+        replace(&path, &serde_json::to_vec(&began)?)?;
         Ok(began)
     }
 

@@ -11,8 +11,8 @@ use std::{
 use kiln_core::{Millis, id::LeaseId};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use folder::write_durably;
 pub use folder::{Folder, StageMark};
+pub(crate) use folder::{replace, write_durably};
 
 use crate::{
     backend::Failure,

@@ -98,7 +98,9 @@ impl Folder {
     }
 
     pub(super) fn remember(&self, handle: &str) -> io::Result<()> {
-        write_durably(&self.handle(), handle.as_bytes())
+        write_durably(&self.handle(), handle.as_bytes())?;
+        // Nothing before this had to last, so that the folder itself may not either.
+        File::open(self.path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
     }
 
     pub(super) fn mark(&self, name: &str, time_ms: Millis) -> io::Result<()> {
@@ -130,13 +132,26 @@ fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
-/// Replaces a file as a whole: after a crash it is the old one or the new one.
-pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Replaces a file as a whole, for who reads it on the same boot of the machine.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_with(path, bytes, |_| Ok(()))
+}
+
+fn replace_with(
+    path: &Path,
+    bytes: &[u8],
+    sync: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     let temp = path.with_extension("new");
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&temp, path)?;
+    sync(&file)?;
+    std::fs::rename(&temp, path)
+}
+
+/// Replaces a file as a whole: after a crash it is the old one or the new one.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    replace_with(path, bytes, File::sync_all)?;
     File::open(path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
 }
