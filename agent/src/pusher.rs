@@ -208,6 +208,9 @@ impl Stream {
             if idle {
                 self.something_to_send().await;
             }
+            if self.is_empty() {
+                return;
+            }
             idle = false;
             let before = self.acked.offset;
             let failed = match self.session().await {
@@ -229,6 +232,14 @@ impl Stream {
     fn end(&self) -> Option<u64> {
         let lengths = self.lengths.borrow();
         lengths.as_ref().map(|all| all.get(&self.name).copied().unwrap_or(0))
+    }
+
+    /// The job has ended and there is nothing to bring: the report alone tells the server that the log is complete.
+    fn is_empty(&self) -> bool {
+        self.end() == Some(0)
+            && self.acked.offset == 0
+            && self.staged == 0
+            && self.stages().from(0).is_empty()
     }
 
     async fn something_to_send(&self) {

@@ -299,6 +299,21 @@ async fn a_server_that_holds_other_bytes_gets_nothing_more() {
 }
 
 #[tokio::test]
+async fn a_log_without_a_byte_needs_no_upload() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    let (silent, staged) = (job(1, ""), job(2, "stage middle"));
+    setup.fake.assign(&silent, vec![]).await;
+    assert_eq!(setup.fake.finished().await.log_lengths["main"], 0);
+    setup.is_removed(silent.lease).await;
+    assert!(setup.fake.state().logs.is_empty());
+    setup.fake.assign(&staged, vec![]).await;
+    let log = setup.fake.sealed(staged.lease).await;
+    assert_eq!(log.stages.len(), 1, "a stage is brought all the same");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn another_process_adopts_the_job_and_masks_its_log() {
     let setup = Setup::new().await;
     let agent = setup.start();
