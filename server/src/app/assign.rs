@@ -31,6 +31,7 @@ impl App {
         let mut made = Vec::with_capacity(leases.len());
         for lease in leases {
             let Some(spec) = specs.remove(&lease.job) else { continue };
+            self.0.names.learn_lease(lease);
             made.push(Assignment {
                 lease: lease.id,
                 job: lease.job,

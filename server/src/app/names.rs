@@ -1,4 +1,4 @@
-//! What never changes once it is stored, kept in memory: names by id and classes. Bounded; a miss asks the store.
+//! What never changes once it is stored, kept in memory: names by id, classes, and whose a lease is. Bounded; a miss asks the store.
 
 use std::{
     collections::HashMap,
@@ -7,12 +7,12 @@ use std::{
 };
 
 use kiln_core::{
-    id::{AgentId, ClassId, ProjectId},
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId},
     schedule::Class,
 };
 
 use super::{App, Result};
-use crate::store;
+use crate::store::{self, LeaseRow};
 
 /// Entries of one map: far more than a farm has agents, projects or classes.
 const CAPACITY: usize = 10_000;
@@ -46,6 +46,21 @@ pub(super) struct Names {
     agents: Cache<AgentId, String>,
     classes: Cache<ClassId, Arc<Class>>,
     class_ids: Cache<String, ClassId>,
+    holders: Cache<LeaseId, Holder>,
+}
+
+/// Whose a lease is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Holder {
+    pub(super) agent: AgentId,
+    pub(super) build: BuildId,
+    pub(super) job: JobId,
+}
+
+impl From<&LeaseRow> for Holder {
+    fn from(row: &LeaseRow) -> Self {
+        Self { agent: row.agent, build: row.build, job: row.job }
+    }
 }
 
 impl Names {
@@ -55,6 +70,11 @@ impl Names {
 
     pub(super) fn class_id(&self, class: &Class) -> Option<ClassId> {
         self.class_ids.get(&text(class))
+    }
+
+    /// To be called with committed leases only.
+    pub(super) fn learn_lease(&self, row: &LeaseRow) {
+        self.holders.put(row.id, row.into());
     }
 
     /// To be called with committed classes only.
@@ -94,6 +114,13 @@ impl App {
             self.0.names.agents.put(id, row.name.clone());
             row.name
         }))
+    }
+
+    pub(super) async fn holder(&self, id: LeaseId) -> Result<Option<Holder>, store::Error> {
+        if let Some(holder) = self.0.names.holders.get(&id) {
+            return Ok(Some(holder));
+        }
+        Ok(self.0.store.lease(id).await?.as_ref().map(Holder::from))
     }
 
     pub(super) async fn class(&self, id: ClassId) -> Result<Option<Arc<Class>>, store::Error> {

@@ -9,7 +9,7 @@ use kiln_core::{
     session::{LeaseFacts, LeasePhase, Record, Recorded, Report},
 };
 
-use super::{App, Error, Result, work::Work};
+use super::{App, Error, Result, names::Holder, work::Work};
 use crate::store::{
     self, Tx,
     jobs::{Effects, Refused, Transition},
@@ -27,24 +27,40 @@ impl App {
     /// Records what an agent said of a lease, grouped with what others say at the same moment.
     pub async fn record(&self, session: SessionId, record: Record) -> Result<Recorded> {
         let lease = lease_of(&record);
-        let Some(row) = self.0.store.lease(lease).await? else { return Ok(Recorded::Stale) };
-        if self.agent_of(session).await? != Some(row.agent) {
+        let Some(Holder { agent, build, job }) = self.holder(lease).await? else {
+            return Ok(Recorded::Stale);
+        };
+        if self.agent_of(session).await? != Some(agent) {
             return Ok(Recorded::Stale);
         }
         let returned = matches!(record, Record::Return(..)).then(|| record.clone());
-        let said = Said { build: row.build, job: row.job, record: settle(record, row.phase) };
-        let recorded = self.0.committer.record(said).await?;
-        let Some(record) = returned.filter(|_| recorded == Recorded::Stale) else {
-            return Ok(recorded);
-        };
-        // It may have been started since its row was read.
-        match self.0.store.lease(lease).await? {
-            Some(row) if row.phase == LeasePhase::Running => {
-                let record = settle(record, row.phase);
-                self.0.committer.record(Said { build: row.build, job: row.job, record }).await
-            }
-            _ => Ok(recorded),
+        let record = if returned.is_some() { self.settle(record).await? } else { record };
+        let recorded = self.0.committer.record(Said { build, job, record }).await?;
+        match returned.filter(|_| recorded == Recorded::Stale) {
+            // It may have been started since its row was read.
+            Some(record) => match self.settle(record).await? {
+                record @ Record::Finish(..) => {
+                    self.0.committer.record(Said { build, job, record }).await
+                }
+                _ => Ok(recorded),
+            },
+            None => Ok(recorded),
         }
+    }
+
+    /// A started lease can't go back to the queue for free: giving it back is a failure of the machinery.
+    async fn settle(&self, record: Record) -> Result<Record> {
+        let row = self.0.store.lease(lease_of(&record)).await?;
+        Ok(match record {
+            Record::Return(lease, reason)
+                if row.is_some_and(|row| row.phase == LeasePhase::Running) =>
+            {
+                let outcome = Outcome::failed(FailureKind::Infra, reason);
+                let log_lengths = std::collections::BTreeMap::new();
+                Record::Finish(lease, Report { outcome, artifacts: vec![], log_lengths })
+            }
+            other => other,
+        })
     }
 
     /// The heartbeat of a session, grouped with those of others; false where it is closed.
@@ -86,22 +102,6 @@ impl App {
 fn lease_of(record: &Record) -> LeaseId {
     match record {
         Record::Start(lease) | Record::Return(lease, _) | Record::Finish(lease, _) => *lease,
-    }
-}
-
-/// A started lease can't go back to the queue for free: giving it back is a failure of the machinery.
-fn settle(record: Record, phase: LeasePhase) -> Record {
-    match record {
-        Record::Return(lease, reason) if phase == LeasePhase::Running => {
-            let outcome = Outcome::failed(FailureKind::Infra, reason);
-            let report = Report {
-                outcome,
-                artifacts: vec![],
-                log_lengths: std::collections::BTreeMap::new(),
-            };
-            Record::Finish(lease, report)
-        }
-        other => other,
     }
 }
 
