@@ -77,7 +77,7 @@ pub struct Opening {
 pub struct Effects {
     /// Builds with new events.
     pub builds: BTreeSet<BuildId>,
-    /// Agents of which a lease ended, was flagged or is gone.
+    /// Agents of which a lease was ended or flagged by someone else, or that are gone.
     pub agents: BTreeSet<AgentId>,
     /// Slots that became free: the agent and its backend.
     pub freed: Vec<(AgentId, String)>,

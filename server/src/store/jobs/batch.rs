@@ -100,7 +100,7 @@ impl Batch {
             *self.running.entry(row.project).or_default() -= 1;
             self.effects.freed.extend(lease.map(|lease| (lease.agent, lease.backend.clone())));
         }
-        if was_open {
+        if was_open && !is_said_by_agent(&transition.event) {
             self.effects.agents.extend(agent);
         }
         let change = JobChange {
@@ -243,6 +243,11 @@ fn named_lease(event: &Event) -> Option<LeaseId> {
         | Event::Expire(lease) => Some(*lease),
         _ => None,
     }
+}
+
+/// Its session knows already, and needs no hint to look at its leases again.
+fn is_said_by_agent(event: &Event) -> bool {
+    matches!(event, Event::Start(_) | Event::Return(_) | Event::Finish(..))
 }
 
 /// The job's outcome, or that of an attempt which is tried again.
