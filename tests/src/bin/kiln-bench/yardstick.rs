@@ -27,7 +27,7 @@ pub(crate) async fn transactions(url: &str) -> Result<f64> {
         .await?;
     setup
         .execute(
-            "INSERT INTO yardstick SELECT n, 'queued', 1 FROM generate_series(0, $1 - 1) n",
+            "INSERT INTO yardstick SELECT n, 'queued', 1 FROM generate_series(0, $1::bigint - 1) n",
             &[&ROWS],
         )
         .await?;
@@ -85,6 +85,13 @@ impl Database {
         let name = format!("kiln_bench_{}", std::process::id());
         admin.batch_execute(&format!("DROP DATABASE IF EXISTS {name}")).await?;
         admin.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+        for setting in ["fsync", "synchronous_commit"] {
+            let value: String = admin.query_one(&format!("SHOW {setting}"), &[]).await?.get(0);
+            if value == "off" {
+                let text = format!("note: Postgres runs with {setting}=off, no commit is durable");
+                super::report::trouble(&text);
+            }
+        }
         let (base, query) =
             server.split_once('?').map_or((server, String::new()), |(a, b)| (a, format!("?{b}")));
         let base = base.rsplit_once('/').map_or(base, |(base, _)| base);
