@@ -427,7 +427,7 @@ async fn artifacts_are_uploaded_and_links_are_not_followed() {
     setup.fake.until("two results", |state| state.finished.len() == 2).await;
     let (kind, message) = failure(&setup.fake.state().finished[1]);
     assert_eq!(kind, v1::FailureKind::User);
-    assert!(message.contains("resources.artifact_bytes"), "{message}");
+    assert!(message.contains("resources.artifacts)"), "{message}");
     agent.stop().await;
 }
 
