@@ -15,17 +15,17 @@ fn job(keys: &str) -> String {
 
 #[test]
 fn every_documented_build_file_is_read() {
-    let mut pages = vec![format!("{ROOT}/README.md")];
+    let mut pages = vec![PathBuf::from(ROOT).join("README.md")];
     for entry in std::fs::read_dir(format!("{ROOT}/docs")).unwrap() {
-        pages.push(entry.unwrap().path().display().to_string());
+        pages.push(entry.unwrap().path());
     }
     let mut read = vec![];
-    for page in pages.iter().filter(|page| page.ends_with(".md")) {
+    for page in pages.iter().filter(|page| page.extension().is_some_and(|end| end == "md")) {
         for example in examples(&std::fs::read_to_string(page).unwrap()) {
-            if let Err(failure) = parse(page, &example) {
-                panic!("{}\n{example}", failure.message);
+            if let Err(failure) = parse("build.toml", &example) {
+                panic!("{}: {}\n{example}", page.display(), failure.message);
             }
-            read.push(page.rsplit('/').next().unwrap().to_owned());
+            read.push(page.file_name().unwrap().display().to_string());
         }
     }
     for page in ["README.md", "build-file.md"] {

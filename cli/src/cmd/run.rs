@@ -71,6 +71,34 @@ pub(crate) struct Args {
     command: Vec<String>,
 }
 
+/// Which flag a field of the request comes from.
+const FLAGS: &[(&str, &str)] = &[
+    ("spec.title", "--title"),
+    ("spec.source.git.url", "--git"),
+    ("spec.source.git.ref", "--git …@REF"),
+    ("spec.jobs[0].backend", "--backend"),
+    ("spec.jobs[0].command", "COMMAND"),
+    ("spec.jobs[0].env", "--env"),
+    ("spec.jobs[0].artifacts", "--artifact"),
+    ("spec.jobs[0].timeouts.total_ms", "--timeout"),
+    ("spec.jobs[0].constraints.labels", "--label"),
+    ("spec.jobs[0].resources.memory_bytes", "--memory"),
+    ("spec.jobs[0].resources.cpu_millis", "--cpus"),
+    ("spec.jobs[0].container.image", "--image"),
+];
+
+/// What the server refused, by the names that were typed.
+fn in_flags(error: kiln_sdk::Error) -> Failure {
+    let mut failure = Failure::from(error);
+    for (field, _) in &mut failure.fields {
+        let found = FLAGS.iter().find_map(|(name, flag)| Some((field.strip_prefix(name)?, flag)));
+        if let Some((rest, flag)) = found {
+            *field = format!("{flag}{rest}");
+        }
+    }
+    failure
+}
+
 fn pair(text: &str) -> std::result::Result<(String, String), String> {
     let pair = text.split_once('=').ok_or("write it as NAME=VALUE")?;
     Ok((pair.0.to_owned(), pair.1.to_owned()))
@@ -92,7 +120,7 @@ impl Args {
             spec: Some(self.spec(source)),
             ..Default::default()
         };
-        let build = client.submit(request).await?.build;
+        let build = client.submit(request).await.map_err(in_flags)?.build;
         let build = build.ok_or_else(|| Failure::internal("the server sent no build"))?;
         if detach {
             if cx.printer.is_json() {

@@ -69,6 +69,34 @@ fn what_the_server_refuses_is_told_by_the_name_of_the_job() {
 }
 
 #[test]
+fn what_the_server_refuses_of_a_run_is_told_by_the_flag() {
+    let context = Context::with_server();
+    let run = [
+        "run",
+        "--no-source",
+        "--memory",
+        "1MiB",
+        "--env",
+        "KILN_X=1",
+        "--artifact",
+        "/x",
+        "--",
+        "x",
+    ];
+    insta::assert_snapshot!(context.kiln(&run), @r#"
+    exit 2
+    err: error: the request can't be used
+    err:  --env["KILN_X"]: names that start with KILN_ are reserved
+    err:  --memory: must be at least 6 MiB
+    err:  --artifact[0]: must be relative to the workspace, without ".."
+    "#);
+    let told = context.kiln(&["run", "--timeout", "0s", "--", "x"]);
+    assert!(told.contains("is nothing; leave it out for the default"), "{told}");
+    let told = context.kiln(&["config", "set", "office", "--server", "kiln.example"]);
+    assert!(told.starts_with("exit 2\nerr: error: bad server address"), "{told}");
+}
+
+#[test]
 fn a_wrong_token() {
     let context = Context::with_server();
     context.write("token", "kiln_00\n");

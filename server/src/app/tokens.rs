@@ -41,7 +41,7 @@ impl App {
             return Err(Error::invalid("duration", "must be longer than nothing"));
         }
         // It lets a machine in: one that was forgotten must not do so for ever.
-        let duration = duration.or((role == Role::Enroller).then_some(ENROLLER));
+        let duration = duration.or_else(|| (role == Role::Enroller).then_some(ENROLLER));
         let project = match project {
             Some(name) => Some(self.project(name).await?.id),
             None => None,
