@@ -35,8 +35,6 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Streams of one connection: an agent pushes a few for each of its leases.
 const MAX_STREAMS: u32 = 4_096;
 const MAX_MESSAGE: usize = 4 << 20;
-/// Groups that Postgres commits at the same time; SQLite has one writer.
-const POSTGRES_COMMITTERS: usize = 4;
 
 /// Why a server does not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +161,6 @@ async fn base(config: &Config, sql: sql::Sql, life: &Life) -> Result<Base> {
         let (replica, halt) = (base.clock.id(), life.halt.clone());
         let url = config.database_url();
         base.wake = Arc::new(postgres::Postgres::start(&url, replica, &life.tasks, halt).await?);
-        base.committers = POSTGRES_COMMITTERS;
     }
     let ground = bytes::Ground {
         config,
