@@ -85,8 +85,6 @@ pub struct Base {
     pub clock: SharedClock,
     /// Logs and blobs; without them their services are not offered.
     pub stored: Option<Stored>,
-    /// Groups that are committed at the same time.
-    pub committers: usize,
 }
 
 impl Base {
@@ -97,7 +95,6 @@ impl Base {
             wake: Arc::new(Local::default()),
             clock: Arc::new(SystemClock::default()),
             stored: None,
-            committers: 1,
         }
     }
 }
@@ -185,9 +182,9 @@ async fn assemble(
     let listen = |source| Error::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
-    let Base { store, wake, clock, stored, committers } = base;
+    let Base { store, wake, clock, stored } = base;
     let app = App::new(store, wake, clock, config.timing());
-    app.start_with(&life.tasks, &life.halt, committers);
+    app.start(&life.tasks, &life.halt);
     if let Err(error) = admin_token(&app, &folder).await {
         life.end(async { Ok(()) }).await?;
         return Err(error);
