@@ -32,7 +32,7 @@ use crate::{
     connection::Event,
     lease::Input,
     run::{Folder, Run, replace},
-    workspace,
+    supervisor, workspace,
 };
 
 /// A backend that has not ended this long after the grace time never will.
@@ -87,10 +87,7 @@ impl Stop {
     fn outcome(self, job: &Assignment) -> Outcome {
         match self {
             Self::Cancelled => Outcome::cancelled("cancelled while it ran"),
-            Self::Forsaken => Outcome::failed(
-                FailureKind::Lost,
-                "no word from the server for too long: its concurrency group may go to another job",
-            ),
+            Self::Forsaken => Outcome::failed(FailureKind::Lost, supervisor::FORSAKEN),
             Self::TotalTime => {
                 let seconds = job.spec.timeouts.total_ms / 1_000;
                 let message = format!("it ran longer than {seconds} s (timeouts.total)");

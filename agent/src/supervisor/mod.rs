@@ -38,6 +38,9 @@ pub(crate) const SPEC_FILE: &str = "supervisor.json";
 pub(crate) const ERROR_FILE: &str = "supervisor.err";
 /// There: the agent wants the job to end.
 pub(crate) const CANCEL_FILE: &str = "cancel";
+/// Why a job ends that must not run without a word of the server, whoever notices.
+pub(crate) const FORSAKEN: &str =
+    "no word from the server for too long: its concurrency group may go to another job";
 /// How the job ended.
 pub(crate) const EXIT_FILE: &str = "exit.json";
 /// Held by the one supervisor of a lease for as long as it lives.

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    CANCEL_FILE,
+    CANCEL_FILE, FORSAKEN,
     container::Container,
     exit::{Ending, Exit, Reserved},
     process::Process,
@@ -32,8 +32,6 @@ const TICK: Duration = Duration::from_millis(100);
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 const BUFFER_BYTES: usize = 256 << 10;
 const ENDED: &str = "ended on request";
-const FORSAKEN: &str =
-    "no word from the server for too long: its concurrency group may go to another job";
 
 /// What is watched.
 pub(super) trait Job {
