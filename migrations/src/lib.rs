@@ -11,6 +11,11 @@ mod m20261121_000005_agents;
 mod m20261121_000006_tokens;
 mod m20261121_000007_logs;
 mod m20261121_000008_blobs;
+mod m20261121_000010_blob_objects;
+mod m20261121_000020_evicted_agents;
+mod m20261121_000040_secrets;
+mod m20261121_000050_audit;
+mod m20261121_000051_token_use;
 mod schema;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait::async_trait};
@@ -31,6 +36,11 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000006_tokens::Migration),
             Box::new(m20261121_000007_logs::Migration),
             Box::new(m20261121_000008_blobs::Migration),
+            Box::new(m20261121_000010_blob_objects::Migration),
+            Box::new(m20261121_000020_evicted_agents::Migration),
+            Box::new(m20261121_000040_secrets::Migration),
+            Box::new(m20261121_000050_audit::Migration),
+            Box::new(m20261121_000051_token_use::Migration),
         ]
     }
 }

@@ -7,8 +7,8 @@ use sea_orm_migration::{
 };
 
 pub(crate) use sea_orm_migration::schema::{
-    big_integer, big_integer_null, binary, boolean, integer, pk_uuid, text, text_null, text_uniq,
-    uuid, uuid_null,
+    big_integer, big_integer_null, binary, binary_null, boolean, integer, pk_uuid, text, text_null,
+    text_uniq, uuid, uuid_null,
 };
 
 pub(crate) type Result = std::result::Result<(), DbErr>;

@@ -3,6 +3,7 @@
 //! Only the edges name these types: `server::grpc`, the agent's connection, the SDK and the CLI.
 
 pub mod convert;
+mod redact;
 
 /// Package `kiln.v1`.
 #[allow(clippy::all, clippy::pedantic, missing_debug_implementations, unreachable_pub)]

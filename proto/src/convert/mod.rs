@@ -19,7 +19,7 @@ use kiln_core::{id::ParseIdError, spec::Violation};
 pub use event::{build_state, event, job_status};
 pub use farm::{heartbeat, load, offer, profile};
 pub use outcome::{artifact, failure_kind, outcome};
-pub use session::{assign, assignment, finished, held, journal, journal_entry, report};
+pub use session::{assign, assignment, finished, held, journal, journal_entry, report, secrets};
 pub use spec::{build_spec, job_spec};
 
 /// What was read, or all that is wrong with it.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kiln_core::{
     id::{LeaseId, SessionId},
+    secret::Secret,
     session::{Artifact, Assignment, Held, Report},
     spec::is_name,
 };
@@ -120,8 +121,19 @@ fn artifacts(reader: &mut Reader, field: &str, list: Vec<v1::Artifact>) -> Vec<A
     read
 }
 
-/// The frame that gives a lease, without secrets.
-pub fn assign(session: SessionId, assignment: Assignment) -> v1::Assign {
+impl From<&Secret> for v1::Secret {
+    fn from(secret: &Secret) -> Self {
+        Self { name: secret.name.clone(), value: secret.value.clone() }
+    }
+}
+
+/// Secrets as they came; whoever takes them checks names and values.
+pub fn secrets(list: Vec<v1::Secret>) -> Vec<Secret> {
+    list.into_iter().map(|secret| Secret { name: secret.name, value: secret.value }).collect()
+}
+
+/// The frame that gives a lease.
+pub fn assign(session: SessionId, assignment: Assignment, secrets: &[Secret]) -> v1::Assign {
     v1::Assign {
         session: session.to_string(),
         lease: assignment.lease.to_string(),
@@ -130,7 +142,7 @@ pub fn assign(session: SessionId, assignment: Assignment) -> v1::Assign {
         project: assignment.project,
         attempt: narrow(assignment.attempt),
         spec: Some(assignment.spec.into()),
-        secrets: vec![],
+        secrets: secrets.iter().map(Into::into).collect(),
         inputs: assignment.inputs.into_iter().map(Into::into).collect(),
         exclusive: assignment.exclusive,
     }

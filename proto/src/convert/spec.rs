@@ -69,6 +69,7 @@ pub fn job_spec(field: &str, spec: v1::JobSpec) -> Read<JobSpec> {
         artifacts: spec.artifacts,
         source: spec.source.and_then(|source| read_source(&mut reader, source)),
         no_source: spec.no_source,
+        secrets: spec.secrets,
     };
     reader.done(Some(read))
 }
@@ -213,6 +214,7 @@ impl From<JobSpec> for v1::JobSpec {
             artifacts: spec.artifacts,
             source: spec.source.map(Into::into),
             no_source: spec.no_source,
+            secrets: spec.secrets,
         }
     }
 }

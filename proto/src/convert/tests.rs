@@ -63,6 +63,7 @@ fn full_job() -> JobSpec {
         artifacts: vec!["out/**".into()],
         source: Some(Source::Archive { sha256: "0".repeat(64), size: 9 }),
         no_source: true,
+        secrets: vec!["TOKEN".into()],
     }
 }
 
@@ -229,7 +230,7 @@ fn leases_round_trip_through_their_frames() {
         inputs: vec![file.clone()],
         exclusive: true,
     };
-    assert_eq!(assignment("a", assign(session, given.clone())), Ok((session, given.clone())));
+    assert_eq!(assignment("a", assign(session, given.clone(), &[])), Ok((session, given.clone())));
     assert_eq!(
         fields(assignment("assign", v1::Assign::default())),
         ["session", "lease", "job", "build", "spec"].map(|field| format!("assign.{field}"))

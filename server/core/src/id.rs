@@ -91,6 +91,10 @@ id!(
     /// A class: a set of constraints that some jobs share.
     ClassId, "cls"
 );
+id!(
+    /// One value of a secret, from when it was set until the next one takes its place.
+    SecretId, "sec"
+);
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,8 @@
 //! The domain of Kiln, pure: no I/O, no clock, no randomness. Time and ids come in with the input.
 //!
 //! `spec` is what to build, `build` makes jobs of it, `job` is the state machine of each of them, `schedule` says
-//! which agent gets which, `session` is the server's half of the protocol with agents, `event` is what is recorded.
+//! which agent gets which, `session` is the server's half of the protocol with agents, `event` is what is recorded,
+//! `secret` is what must not be.
 
 pub mod agent;
 pub mod build;
@@ -10,6 +11,7 @@ pub mod id;
 pub mod job;
 pub mod outcome;
 pub mod schedule;
+pub mod secret;
 pub mod session;
 pub mod spec;
 

@@ -4,6 +4,8 @@
 //! What the server wants to say is a *set* derived from what it knows (Assign until it is answered, Revoke until it is
 //! finished), so nothing piles up and each heartbeat says again what is unanswered.
 
+mod identity;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +15,8 @@ use crate::{
     outcome::Outcome,
     spec::JobSpec,
 };
+
+pub use identity::{Opened, Refusal, admit};
 
 /// A lease as it is given to an agent: all that the agent needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

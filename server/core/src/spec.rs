@@ -67,6 +67,9 @@ pub struct JobSpec {
     pub artifacts: Vec<String>,
     pub source: Option<Source>,
     pub no_source: bool,
+    /// Names of the secrets that it gets; never a value.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
 }
 
 /// An edge of the graph.

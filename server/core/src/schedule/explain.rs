@@ -45,6 +45,8 @@ pub struct Wait {
     pub returned: Option<String>,
     /// Jobs that are ahead of it in the queue of its class.
     pub ahead: u32,
+    /// Why a cancel was asked for.
+    pub cancelled: Option<String>,
 }
 
 /// One sentence, what holds the job back whatever the agent, and each agent's view.
@@ -71,10 +73,12 @@ pub fn explain(
         }
         State::Leased { cancelling, .. } => (
             with_cancel("given to an agent that has not started it yet", *cancelling),
-            vec![],
+            cancel(wait),
             vec![],
         ),
-        State::Running { cancelling, .. } => (with_cancel("runs", *cancelling), vec![], vec![]),
+        State::Running { cancelling, .. } => {
+            (with_cancel("runs", *cancelling), cancel(wait), vec![])
+        }
         State::Done(outcome) => (ended(outcome), vec![], vec![]),
     }
 }
@@ -93,6 +97,11 @@ fn ahead(jobs: u32) -> String {
 
 fn with_cancel(text: &str, cancelling: bool) -> String {
     if cancelling { format!("{text}; a cancel was asked for") } else { text.to_owned() }
+}
+
+fn cancel(wait: &Wait) -> Vec<Reason> {
+    let reason = wait.cancelled.iter().filter(|reason| !reason.is_empty());
+    reason.map(|reason| Reason::new("CANCELLING", format!("cancelled: {reason}"))).collect()
 }
 
 fn ended(outcome: &crate::outcome::Outcome) -> String {

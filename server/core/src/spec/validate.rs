@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::secret;
+
 use super::{BuildSpec, Constraints, Container, JobSpec, Source, Violation};
 
 /// Jobs of one build after the expansion of their matrices: what one transaction can still insert in a second.
@@ -128,6 +130,7 @@ impl Findings {
             self.check(!job.no_source, "no_source", "excludes a source of the job's own");
         }
         self.check(job.artifacts.len() <= MAX_ARTIFACT_GLOBS, "artifacts", "at most 100 globs");
+        self.secrets(&job.secrets);
         for (index, glob) in job.artifacts.iter().enumerate() {
             let field = format!("artifacts[{index}]");
             self.check(
@@ -172,6 +175,16 @@ impl Findings {
                 &field,
                 "at most 32 KiB, without NUL",
             );
+        }
+    }
+
+    fn secrets(&mut self, names: &[String]) {
+        self.check(names.len() <= secret::MAX_OF_JOB, "secrets", "at most 32 names");
+        for (index, name) in names.iter().enumerate().take(secret::MAX_OF_JOB) {
+            let field = format!("secrets[{index}]");
+            let message = "names are [A-Z_][A-Z0-9_]*, at most 128 characters";
+            self.check(secret::is_secret_name(name), &field, message);
+            self.check(!names[..index].contains(name), &field, "is named twice");
         }
     }
 
