@@ -1,4 +1,14 @@
 //! What a server is told: the fields of its TOML file, each with a default that works on one machine.
+//!
+//! One file a section under `config/`: a struct with defaults and a `check` that says everything that is wrong with it.
+//! A new section is a file, a field of [`Config`], and a line in [`Config::check`]. Environment and flags need nothing
+//! more: they follow from the fields.
+
+mod invalid;
+mod limits;
+mod retention;
+mod secrets;
+mod storage;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -10,19 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::app;
 
-/// A field that can't be used, and what to do about it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {message}")]
-pub struct Invalid {
-    pub field: &'static str,
-    pub message: String,
-}
-
-impl Invalid {
-    fn new(field: &'static str, message: impl Into<String>) -> Self {
-        Self { field, message: message.into() }
-    }
-}
+pub use invalid::{Error, Invalid};
+pub use limits::Limits;
+pub use retention::Retention;
+pub use secrets::{KeyText, Secrets};
+pub use storage::{Location, Storage};
 
 /// How a server runs. Unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,14 +41,8 @@ pub struct Config {
     pub connections: u32,
     /// SQLite: a commit is on disk before it is acknowledged. Without, a crash of the machine may lose the last ones.
     pub durable: bool,
-    /// Where artifacts are kept: `file:///PATH`. Empty: under `data_dir`.
-    pub artifacts_url: String,
     /// Bytes of one artifact or source at most.
     pub max_artifact_bytes: u64,
-    /// Days after which logs of builds that ended are removed. Zero: never.
-    pub log_days: u32,
-    /// Days after which artifacts of builds that ended are removed. Zero: never.
-    pub artifact_days: u32,
     /// Callers must present a token. Agents must always present their credential.
     pub auth: bool,
     /// Allows to listen beyond this machine without `auth`.
@@ -59,6 +55,11 @@ pub struct Config {
     pub sweep_ms: u64,
     /// Milliseconds that a shutdown may take at most.
     pub shutdown_ms: u64,
+    pub limits: Limits,
+    pub retention: Retention,
+    pub storage: Storage,
+    /// Keys that encrypt secrets.
+    pub secrets: Secrets,
 }
 
 impl Default for Config {
@@ -69,16 +70,17 @@ impl Default for Config {
             database: String::new(),
             connections: 16,
             durable: true,
-            artifacts_url: String::new(),
             max_artifact_bytes: 10 << 30,
-            log_days: 0,
-            artifact_days: 0,
             auth: true,
             insecure: false,
             heartbeat_ms: 10_000,
             grace_ms: 60_000,
             sweep_ms: 5_000,
             shutdown_ms: 10_000,
+            limits: Limits::default(),
+            retention: Retention::default(),
+            storage: Storage::default(),
+            secrets: Secrets::default(),
         }
     }
 }
@@ -89,34 +91,36 @@ impl Config {
         toml::from_str(text)
     }
 
-    /// What can be seen to be wrong without trying.
-    pub fn check(&self) -> Result<(), Invalid> {
-        if !self.auth && !self.insecure && !self.listen.ip().is_loopback() {
-            let message = format!(
-                "{} can be reached from other machines, and auth is off; turn auth on, listen on 127.0.0.1, or set insecure",
-                self.listen
-            );
-            return Err(Invalid::new("listen", message));
-        }
-        if self.data_dir.as_os_str().is_empty() {
-            return Err(Invalid::new("data_dir", "must name a folder"));
-        }
-        self.artifacts_dir()?;
+    /// What can be seen to be wrong without trying: all of it.
+    pub fn check(&self) -> Result<(), Error> {
+        let found: Vec<Invalid> =
+            [self.check_own(), self.limits.check(), self.retention.check(), self.storage.check()]
+                .concat();
+        if found.is_empty() { Ok(()) } else { Err(Error(found)) }
+    }
+
+    /// The fields that stand in no section.
+    fn check_own(&self) -> Vec<Invalid> {
+        let mut found = vec![];
+        let mut refuse = |refused, field, message: &str| {
+            if refused {
+                found.push(Invalid::new(field, message));
+            }
+        };
+        let open = !self.auth && !self.insecure && !self.listen.ip().is_loopback();
+        let message = "can be reached from other machines, and auth is off; turn auth on, listen on 127.0.0.1, or set insecure";
+        refuse(open, "listen", message);
+        refuse(self.data_dir.as_os_str().is_empty(), "data_dir", "must name a folder");
         let schemes = ["sqlite:", "postgres://", "postgresql://"];
-        if !schemes.iter().any(|scheme| self.database_url().starts_with(scheme)) {
-            return Err(Invalid::new("database", "must be like sqlite:PATH or postgres://…"));
-        }
-        if self.connections == 0 {
-            return Err(Invalid::new("connections", "must be at least 1"));
-        }
-        if self.heartbeat_ms == 0 || self.sweep_ms == 0 {
-            return Err(Invalid::new("heartbeat_ms", "it and sweep_ms must be at least 1"));
-        }
-        if self.grace_ms < self.heartbeat_ms.saturating_mul(3) {
-            let message = "must be at least three heartbeats: one may be lost, one may be late";
-            return Err(Invalid::new("grace_ms", message));
-        }
-        Ok(())
+        let known = schemes.iter().any(|scheme| self.database_url().starts_with(scheme));
+        refuse(!known, "database", "must be like sqlite:PATH or postgres://…");
+        refuse(self.connections == 0, "connections", "must be at least 1");
+        refuse(self.heartbeat_ms == 0, "heartbeat_ms", "must be at least 1");
+        refuse(self.sweep_ms == 0, "sweep_ms", "must be at least 1");
+        let hasty = self.grace_ms < self.heartbeat_ms.saturating_mul(3);
+        let message = "must be at least three heartbeats: one may be lost, one may be late";
+        refuse(hasty, "grace_ms", message);
+        found
     }
 
     /// The URL of the database.
@@ -125,16 +129,6 @@ impl Config {
             return format!("sqlite:{}", self.data_dir.join("kiln.db").display());
         }
         self.database.clone()
-    }
-
-    /// The folder of the artifacts.
-    pub fn artifacts_dir(&self) -> Result<PathBuf, Invalid> {
-        if self.artifacts_url.is_empty() {
-            return Ok(self.data_dir.join("artifacts"));
-        }
-        let path = self.artifacts_url.strip_prefix("file://").map(PathBuf::from);
-        path.filter(|path| path.is_absolute())
-            .ok_or_else(|| Invalid::new("artifacts_url", "must be like file:///var/lib/artifacts"))
     }
 
     /// It is shared with other servers.
@@ -155,6 +149,22 @@ impl Config {
 mod tests {
     use super::*;
 
+    /// The fields that are refused.
+    fn refused(config: &Config) -> Vec<&'static str> {
+        config
+            .check()
+            .map_or_else(|error| error.0.iter().map(|one| one.field).collect(), |()| vec![])
+    }
+
+    #[test]
+    fn everything_that_is_wrong_is_said_at_once() {
+        let text = "data_dir = \"\"\nsweep_ms = 0\n[retention]\nlog_days = 99999";
+        let config = Config::from_toml(text).unwrap();
+        assert_eq!(refused(&config), ["data_dir", "sweep_ms", "retention.log_days"]);
+        let said = config.check().unwrap_err().to_string();
+        assert!(said.contains("; sweep_ms: must be at least 1; "), "{said}");
+    }
+
     #[test]
     fn the_empty_file_is_the_default_and_unknown_keys_are_refused() {
         assert_eq!(Config::from_toml("").unwrap(), Config::default());
@@ -166,7 +176,7 @@ mod tests {
     #[test]
     fn nobody_is_let_in_without_a_token_by_mistake() {
         let open = Config::from_toml("listen = \"0.0.0.0:1\"\nauth = false").unwrap();
-        assert_eq!(open.check().unwrap_err().field, "listen");
+        assert_eq!(refused(&open), ["listen"]);
         assert_eq!(Config { insecure: true, ..open.clone() }.check(), Ok(()));
         assert_eq!(Config { auth: true, ..open }.check(), Ok(()));
         let local = Config { auth: false, ..Config::default() };
@@ -176,19 +186,13 @@ mod tests {
     #[test]
     fn an_agent_is_not_given_up_for_one_lost_heartbeat() {
         let hasty = Config { grace_ms: 20_000, ..Config::default() };
-        assert_eq!(hasty.check().unwrap_err().field, "grace_ms");
+        assert_eq!(refused(&hasty), ["grace_ms"]);
     }
 
     #[test]
-    fn artifacts_are_in_the_data_folder_or_where_the_url_says() {
-        let config = Config { data_dir: "/d".into(), ..Config::default() };
-        assert_eq!(config.artifacts_dir(), Ok("/d/artifacts".into()));
-        let there = Config { artifacts_url: "file:///a".into(), ..config.clone() };
-        assert_eq!(there.artifacts_dir(), Ok("/a".into()));
-        for url in ["s3://bucket", "file://relative", "/a"] {
-            let wrong = Config { artifacts_url: url.into(), ..config.clone() };
-            assert_eq!(wrong.check().unwrap_err().field, "artifacts_url", "{url}");
-        }
+    fn a_storage_url_is_checked_with_the_rest() {
+        let wrong = Config::from_toml("[storage]\nurl = \"ftp://a\"").unwrap();
+        assert_eq!(refused(&wrong), ["storage.url"]);
     }
 
     #[test]
@@ -198,6 +202,6 @@ mod tests {
         let shared = Config { database: "postgres://h/k".into(), ..config };
         assert_eq!(shared.database_url(), "postgres://h/k");
         let wrong = Config { database: "mysql://h/k".into(), ..shared };
-        assert_eq!(wrong.check().unwrap_err().field, "database");
+        assert_eq!(refused(&wrong), ["database"]);
     }
 }

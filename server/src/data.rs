@@ -1,4 +1,5 @@
-//! The data folder: made, locked by one server at a time, with the first administrator's token in it.
+//! The data folder: made, locked by one server at a time, with the first administrator's token and the key of secrets
+//! in it.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -9,8 +10,12 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
+use crate::secrets::{self, Keys};
+
 /// Name of the file of the first administrator's token.
 pub const ADMIN_TOKEN: &str = "admin.token";
+/// Name of the file of the keys that encrypt secrets, where no other is configured.
+pub const SECRETS_KEY: &str = "secrets.key";
 
 /// Why the data folder can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +26,12 @@ pub enum Error {
         path: PathBuf,
         #[source]
         source: io::Error,
+    },
+    #[error("{path} can't be used")]
+    Keys {
+        path: PathBuf,
+        #[source]
+        source: secrets::Error,
     },
     #[error("{0} is used by another server; stop it, or choose another data folder")]
     Locked(PathBuf),
@@ -70,6 +81,12 @@ impl Folder {
         }
     }
 
+    /// Removes a secret that is nobody's.
+    pub fn remove_admin_token(&self) -> Result<(), Error> {
+        let name = self.path.join(ADMIN_TOKEN);
+        fs::remove_file(&name).map_err(fail("remove", &name))
+    }
+
     /// Makes a secret of this id and writes it where only its owner can read it.
     pub fn make_admin_token(&self, id: uuid::Uuid) -> Result<String, Error> {
         let name = self.path.join(ADMIN_TOKEN);
@@ -77,7 +94,32 @@ impl Folder {
         getrandom::fill(&mut random)
             .map_err(|error| fail("find randomness for", &name)(error.into()))?;
         let secret = format!("kiln_{}_{}", id.simple(), URL_SAFE_NO_PAD.encode(random));
-        let fresh = self.path.join(".admin.token.new");
+        self.write_private(ADMIN_TOKEN, format!("{secret}\n").as_bytes())?;
+        Ok(secret)
+    }
+
+    /// The key of secrets that was made before.
+    pub fn secrets_key(&self) -> Result<Option<Keys>, Error> {
+        let name = self.path.join(SECRETS_KEY);
+        match secrets::read(&name) {
+            Ok(keys) => keys.map(Some).map_err(|source| Error::Keys { path: name, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(fail("read", &name)(error)),
+        }
+    }
+
+    /// Makes a key for secrets and writes it where only its owner can read it.
+    pub fn make_secrets_key(&self) -> Result<Keys, Error> {
+        let path = self.path.join(SECRETS_KEY);
+        let text = secrets::new_key_text()
+            .map_err(|error| fail("find randomness for", &path)(io::Error::other(error)))?;
+        self.write_private(SECRETS_KEY, text.as_bytes())?;
+        Keys::parse(&text).map_err(|source| Error::Keys { path, source })
+    }
+
+    /// Replaces a file as a whole, durably, for its owner only.
+    fn write_private(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let (path, fresh) = (self.path.join(name), self.path.join(format!(".{name}.new")));
         // A crash may have left one behind.
         let _ = fs::remove_file(&fresh);
         let mut options = OpenOptions::new();
@@ -87,11 +129,11 @@ impl Folder {
             .mode(0o600)
             .open(&fresh)
             .map_err(fail("write", &fresh))?;
-        writeln!(file, "{secret}")
+        file.write_all(bytes)
             .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&fresh, &name))
-            .map_err(fail("write", &name))?;
-        Ok(secret)
+            .and_then(|()| fs::rename(&fresh, &path))
+            .and_then(|()| File::open(&self.path)?.sync_all())
+            .map_err(fail("write", &path))
     }
 }
 
@@ -123,5 +165,21 @@ mod tests {
         assert_eq!(folder.admin_token().unwrap(), Some(secret));
         let mode = fs::metadata(home.path().join(ADMIN_TOKEN)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_key_of_secrets_is_made_once_for_its_owner() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = Folder::open(home.path()).unwrap();
+        assert!(folder.secrets_key().unwrap().is_none());
+        let made = folder.make_secrets_key().unwrap();
+        assert_eq!(folder.secrets_key().unwrap().unwrap().first(), made.first());
+        let path = home.path().join(SECRETS_KEY);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&path, "hunter2").unwrap();
+        let error = folder.secrets_key().unwrap_err();
+        assert!(
+            error.to_string().contains("secrets.key") && !format!("{error:?}").contains("hunter2")
+        );
     }
 }

@@ -24,6 +24,9 @@ pub trait Files: Debug + Send + Sync {
     /// What is wrong with the artifacts of a report, before it is taken.
     async fn check(&self, lease: LeaseId, report: &Report) -> Result<Vec<Violation>>;
 
+    /// Nothing will be added to the log of a lease that has ended.
+    async fn log_has_ended(&self, lease: LeaseId) -> Result<bool>;
+
     /// Keeps an uploaded source until the submission that names it is stored; `field` is its path there.
     async fn hold(&self, field: &str, sha256: &str, size: u64) -> Result<()>;
 }
@@ -40,6 +43,10 @@ impl Files for NoFiles {
 
     async fn check(&self, _: LeaseId, _: &Report) -> Result<Vec<Violation>> {
         Ok(vec![])
+    }
+
+    async fn log_has_ended(&self, _: LeaseId) -> Result<bool> {
+        Ok(true)
     }
 
     async fn hold(&self, _: &str, _: &str, _: u64) -> Result<()> {
@@ -63,6 +70,10 @@ impl Files for Stored {
 
     async fn check(&self, lease: LeaseId, report: &Report) -> Result<Vec<Violation>> {
         Ok(self.artifacts.check_report(lease, &report.artifacts).await?)
+    }
+
+    async fn log_has_ended(&self, lease: LeaseId) -> Result<bool> {
+        Ok(self.logs.has_ended(lease).await?)
     }
 
     async fn hold(&self, field: &str, sha256: &str, size: u64) -> Result<()> {

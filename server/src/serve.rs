@@ -5,23 +5,31 @@
 //! ```
 
 mod bytes;
+mod gate;
 mod http;
+mod keys;
 
-use std::{future::Future, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kiln_proto::v1;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::server::TcpIncoming};
 
+use gate::Gate;
+
 use crate::{
     app::{self, App},
     clock::{SharedClock, SystemClock},
     config::{self, Config},
+    crypto,
     data::{self, Folder},
     files::{Files, NoFiles, Stored},
-    grpc::{Admin, Agents, ArtifactApi, Builds, LogApi, Projects, auth::AuthLayer},
-    session,
+    grpc::{
+        Admin, Agents, ArtifactApi, Builds, LogApi, Projects, Secrets,
+        auth::{AuthLayer, Limiter},
+    },
+    session, storage,
     store::{self, SharedStore, sql},
     wake::{Local, Wake, postgres},
 };
@@ -35,12 +43,14 @@ const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Streams of one connection: an agent pushes a few for each of its leases.
 const MAX_STREAMS: u32 = 4_096;
 const MAX_MESSAGE: usize = 4 << 20;
+/// Bytes of the headers of one call.
+const MAX_HEADERS: u32 = 16 << 10;
 
 /// Why a server does not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the configuration can't be used")]
-    Config(#[from] config::Invalid),
+    Config(#[from] config::Error),
     #[error("the data folder can't be used")]
     Data(#[from] data::Error),
     #[error("the database can't be used")]
@@ -49,12 +59,10 @@ pub enum Error {
     Wake(#[from] postgres::Error),
     #[error("logs and artifacts can't be used")]
     Files(#[from] crate::uploads::Error),
-    #[error("the artifacts in {} can't be used", folder.display())]
-    Artifacts {
-        folder: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("the store of logs and artifacts can't be used")]
+    Storage(#[from] storage::Error),
+    #[error("secrets are encrypted with keys that this server does not have: {}; add them to the file of keys", .0.join(", "))]
+    SecretKeys(Vec<String>),
     #[error("the server can't be set up")]
     App(#[from] app::Error),
     #[error("can't listen on {address}")]
@@ -123,6 +131,7 @@ impl Running {
 /// Starts a server on its database.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<Running> {
     config.check()?;
+    crypto::install();
     let folder = Folder::open(&config.data_dir)?;
     let options = sql::Options { connections: config.connections, durable: config.durable };
     let sql = sql::connect(&config.database_url(), &options).await?;
@@ -185,23 +194,28 @@ async fn assemble(
     let Base { store, wake, clock, stored } = base;
     let app = App::new(store, wake, clock, config.timing());
     app.start(&life.tasks, &life.halt);
-    if let Err(error) = admin_token(&app, &folder).await {
+    if let Err(error) = prepare(&config, &app, &folder).await {
         life.end(async { Ok(()) }).await?;
         return Err(error);
     }
-    life.tasks.spawn(sweep(app.clone(), life.halt.clone()));
+    let limiter = Limiter::new(config.limits.clone(), Arc::clone(app.clock()));
+    let auth = AuthLayer::new(app.clone(), config.auth, limiter.clone());
+    let files: Arc<dyn Files> = match stored.clone() {
+        Some(stored) => Arc::new(stored),
+        None => Arc::new(NoFiles),
+    };
+    life.tasks.spawn(sweep(app.clone(), limiter, Arc::clone(&files), life.halt.clone()));
     if let Some(stored) = stored.clone() {
         let keep = bytes::Keep::of(&config);
         life.tasks.spawn(bytes::tend(stored, keep, life.halt.clone()));
     }
-    let routes = routes(&app, stored, &life).await?;
-    let server =
-        server(AuthLayer::new(app.clone(), config.auth), routes, listener, life.stop.clone());
+    let routes = routes(&app, files, stored, config.limits.frames_per_second, &life).await?;
+    let server = server(auth, Gate::new(&config.limits), routes, listener, life.stop.clone());
     let server =
         async move { server.await.map_err(|source| Error::Transport { address: addr, source }) };
     // Not one of the tasks that it waits for.
     let main = TaskTracker::new().spawn(async move {
-        let ended = life.end(server).await;
+        let ended = Box::pin(life.end(server)).await;
         close.await;
         drop(folder);
         ended
@@ -253,6 +267,12 @@ impl Life {
     }
 }
 
+/// What must be there before the first call.
+async fn prepare(config: &Config, app: &App, folder: &Folder) -> Result<()> {
+    keys::load(config, folder, app).await?;
+    admin_token(app, folder).await
+}
+
 /// The token of the first administrator, where nobody has one yet. One that was revoked stays so.
 async fn admin_token(app: &App, folder: &Folder) -> Result<()> {
     if !app.tokens().await?.is_empty() {
@@ -262,11 +282,15 @@ async fn admin_token(app: &App, folder: &Folder) -> Result<()> {
         Some(secret) => secret,
         None => folder.make_admin_token(app.clock().id())?,
     };
-    Ok(app.ensure_admin_token("admin", &secret).await?)
+    if !app.ensure_admin_token("admin", &secret).await? {
+        // Another server that started at the same moment was quicker, and has the token.
+        folder.remove_admin_token()?;
+    }
+    Ok(())
 }
 
 /// Finds what hints have missed.
-async fn sweep(app: App, halt: CancellationToken) {
+async fn sweep(app: App, limiter: Limiter, files: Arc<dyn Files>, halt: CancellationToken) {
     let mut ticks = tokio::time::interval(app.timing().sweep);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -276,26 +300,29 @@ async fn sweep(app: App, halt: CancellationToken) {
         }
         tokio::select! {
             () = halt.cancelled() => return,
-            swept = app.sweep() => if let Err(error) = swept {
+            swept = async { app.sweep().await?; app.sweep_secrets(&*files).await?; limiter.review(&app).await } => if let Err(error) = swept {
                 tracing::warn!(%error, "a sweep failed; the next one looks again");
             }
         }
     }
 }
 
-async fn routes(app: &App, stored: Option<Stored>, life: &Life) -> Result<Routes> {
+async fn routes(
+    app: &App,
+    files: Arc<dyn Files>,
+    stored: Option<Stored>,
+    frames: u32,
+    life: &Life,
+) -> Result<Routes> {
     use v1::{
         admin_service_server::AdminServiceServer, agent_service_server::AgentServiceServer,
         build_service_server::BuildServiceServer, project_service_server::ProjectServiceServer,
-    };
-    let files: Arc<dyn Files> = match stored.clone() {
-        Some(stored) => Arc::new(stored),
-        None => Arc::new(NoFiles),
+        secret_service_server::SecretServiceServer,
     };
     let parts =
         session::Parts { app: app.clone(), files: Arc::clone(&files), stop: life.stop.clone() };
     let builds = BuildServiceServer::new(Builds::new(app.clone(), files, life.stop.clone()));
-    let agents = AgentServiceServer::new(Agents::new(parts, life.tasks.clone()));
+    let agents = AgentServiceServer::new(Agents::new(parts, life.tasks.clone(), frames));
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<BuildServiceServer<Builds>>().await;
     let stop = life.stop.clone();
@@ -316,6 +343,7 @@ async fn routes(app: &App, stored: Option<Stored>, life: &Life) -> Result<Routes
         .add_service(builds.max_decoding_message_size(MAX_MESSAGE))
         .add_service(agents.max_decoding_message_size(MAX_MESSAGE))
         .add_service(ProjectServiceServer::new(Projects::new(app.clone())))
+        .add_service(SecretServiceServer::new(Secrets::new(app.clone())))
         .add_service(AdminServiceServer::new(Admin::new(app.clone())));
     Ok(match stored {
         Some(stored) => file_routes(routes, stored, life),
@@ -337,6 +365,7 @@ fn file_routes(routes: Routes, stored: Stored, life: &Life) -> Routes {
 
 async fn server(
     auth: AuthLayer,
+    gate: Gate,
     routes: Routes,
     listener: TcpListener,
     stop: CancellationToken,
@@ -348,10 +377,11 @@ async fn server(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_header_list_size(MAX_HEADERS)
         .layer(auth)
         .add_routes(routes)
         .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            gate.admit(TcpIncoming::from(listener).with_nodelay(Some(true))),
             stop.cancelled_owned(),
         )
         .await

@@ -16,7 +16,7 @@ use super::{
     work::Work,
 };
 use crate::store::{
-    AgentRow, LeaseRow, Tx,
+    AgentRow, AuditAct, EvictedAgentRow, LeaseRow, Tx,
     jobs::{Effects, apply},
 };
 
@@ -138,6 +138,15 @@ impl Work for Admit<'_> {
         let agents = BTreeSet::from([self.agent]);
         Ok((row, Effects { agents, ..Effects::default() }))
     }
+
+    fn act(&self, _: &AgentRow) -> Option<AuditAct> {
+        let act = |action| AuditAct::new(action, self.agent, self.name);
+        Some(match self.admission {
+            Admission::Open => act("agent.resume"),
+            Admission::Paused { note, .. } => act("agent.pause").with(note),
+            Admission::Draining => act("agent.drain"),
+        })
+    }
 }
 
 struct Evict<'a> {
@@ -151,15 +160,27 @@ impl Work for Evict<'_> {
 
     async fn run(&self, app: &App, tx: &mut dyn Tx) -> Result<(u32, Effects)> {
         let row = tx.lock_agent(self.agent).await?;
-        row.ok_or_else(|| Error::not_found("agent", self.name))?;
+        let row = row.ok_or_else(|| Error::not_found("agent", self.name))?;
         for session in tx.lock_sessions_of(self.agent).await? {
             tx.close_session(session.id, None).await?;
         }
         let leases = tx.open_leases(self.agent).await?;
         let transitions = lost(&leases, "its agent was removed");
-        let mut effects = apply(tx, &transitions, app.0.clock.now()).await?.effects;
-        tx.delete_agent(self.agent).await?;
+        let now = app.0.clock.now();
+        let mut effects = apply(tx, &transitions, now).await?.effects;
+        tx.evict_agent(&EvictedAgentRow {
+            id: row.id,
+            name: row.name,
+            credential_sha256: row.credential_sha256,
+            evicted_at: now,
+        })
+        .await?;
         effects.agents.insert(self.agent);
         Ok((u32::try_from(leases.len()).unwrap_or(u32::MAX), effects))
+    }
+
+    fn act(&self, lost: &u32) -> Option<AuditAct> {
+        let act = AuditAct::new("agent.evict", self.agent, self.name);
+        Some(act.with(format!("{lost} leases lost")))
     }
 }

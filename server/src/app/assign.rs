@@ -1,53 +1,60 @@
-//! Leases as they are given to agents: all that the agent needs, in one message.
+//! Leases as they are given to agents: all that the agent needs, in one message, but for the secrets (`grants`).
 
 use std::collections::BTreeMap;
 
 use kiln_core::{
-    id::{JobId, LeaseId},
+    id::JobId,
     session::{Artifact, Assignment},
     spec::JobSpec,
 };
 
 use super::{App, Error, Result};
-use crate::store::LeaseRow;
+use crate::store::{self, LeaseRow};
+
+/// What jobs are given to agents with, beside their leases.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    specs: BTreeMap<JobId, JobSpec>,
+    inputs: BTreeMap<JobId, Vec<Artifact>>,
+}
+
+impl Contents {
+    /// Takes what it has of the job of this lease.
+    pub(super) fn assignment(&mut self, lease: &LeaseRow, project: &str) -> Option<Assignment> {
+        let spec = self.specs.remove(&lease.job)?;
+        Some(Assignment {
+            lease: lease.id,
+            job: lease.job,
+            build: lease.build,
+            project: project.to_owned(),
+            attempt: lease.attempt,
+            inputs: self.inputs.remove(&lease.job).unwrap_or_default(),
+            exclusive: spec.is_exclusive(),
+            spec,
+        })
+    }
+}
 
 impl App {
     /// A lease as it is given to its agent, to be said again.
-    pub async fn assignment(&self, lease: LeaseId) -> Result<Assignment> {
-        let row = self.0.store.lease(lease).await?;
-        let row = row.ok_or_else(|| Error::not_found("lease", lease))?;
-        let mut made = self.assignments(&[row]).await?;
-        made.pop().ok_or_else(|| Error::not_found("lease", lease))
+    pub(super) async fn assignment(&self, lease: &LeaseRow) -> Result<Assignment> {
+        self.0.names.learn_lease(lease);
+        let mut contents = self.contents(&[lease.job]).await?;
+        let project = self.project_name(lease.project).await?;
+        contents.assignment(lease, &project).ok_or_else(|| Error::not_found("lease", lease.id))
     }
 
-    pub(super) async fn assignments(&self, leases: &[LeaseRow]) -> Result<Vec<Assignment>> {
-        if leases.is_empty() {
-            return Ok(vec![]);
+    /// What never changes of jobs that are claimable, so that it can be read beside the transaction that leases them.
+    pub(super) async fn contents(&self, jobs: &[JobId]) -> store::Result<Contents> {
+        if jobs.is_empty() {
+            return Ok(Contents::default());
         }
-        let jobs: Vec<JobId> = leases.iter().map(|lease| lease.job).collect();
-        let mut specs: BTreeMap<JobId, JobSpec> =
-            self.0.store.specs(&jobs).await?.into_iter().collect();
-        let mut inputs = self.inputs(&jobs).await?;
-        let mut made = Vec::with_capacity(leases.len());
-        for lease in leases {
-            let Some(spec) = specs.remove(&lease.job) else { continue };
-            self.0.names.learn_lease(lease);
-            made.push(Assignment {
-                lease: lease.id,
-                job: lease.job,
-                build: lease.build,
-                project: self.project_name(lease.project).await?,
-                attempt: lease.attempt,
-                inputs: inputs.remove(&lease.job).unwrap_or_default(),
-                exclusive: spec.is_exclusive(),
-                spec,
-            });
-        }
-        Ok(made)
+        let (specs, inputs) = tokio::try_join!(self.0.store.specs(jobs), self.inputs(jobs))?;
+        Ok(Contents { specs: specs.into_iter().collect(), inputs })
     }
 
     /// Artifacts of the needed jobs that a job asked for.
-    async fn inputs(&self, jobs: &[JobId]) -> Result<BTreeMap<JobId, Vec<Artifact>>> {
+    async fn inputs(&self, jobs: &[JobId]) -> store::Result<BTreeMap<JobId, Vec<Artifact>>> {
         let mut sources: BTreeMap<JobId, Vec<JobId>> = BTreeMap::new();
         for (job, needed, artifacts) in self.0.store.needed_by(jobs).await? {
             if artifacts {

@@ -10,13 +10,13 @@ use std::{
     sync::OnceLock,
 };
 
-use kiln_core::session::Recorded;
+use kiln_core::{id::JobId, session::Recorded};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     App, Error, Result,
-    claim::{self, Claim, Claimed},
+    claim::{Claim, Claimed, round::Round},
     sessions::{self, Said},
     submit::{self, Inserted, NewBuild, Submitted},
 };
@@ -26,6 +26,8 @@ use crate::store::{self, jobs};
 const GROUP: usize = 500;
 /// Jobs of the submissions of one group: what is inserted within about a tenth of a second.
 const GROUP_JOBS: usize = 1_000;
+/// Claims of one group: as many leases as a group may have new jobs.
+const GROUP_CLAIMS: usize = 16;
 /// Commands that wait for one committer, before callers wait.
 const QUEUE: usize = 4_096;
 const LOSSES: u32 = 3;
@@ -35,7 +37,7 @@ const LOSSES: u32 = 3;
 pub(super) enum Command {
     Submit(Box<NewBuild>),
     Record(Said),
-    Claim(Box<Claim>),
+    Claim(Claim),
 }
 
 #[derive(Debug)]
@@ -98,7 +100,7 @@ impl Committer {
     }
 
     pub(super) async fn claim(&self, claim: Claim) -> Result<Claimed> {
-        match self.ask(Command::Claim(Box::new(claim))).await? {
+        match self.ask(Command::Claim(claim)).await? {
             Answer::Claimed(claimed) => Ok(claimed),
             _ => Err(STOPPING),
         }
@@ -118,7 +120,7 @@ impl Committer {
         match command {
             Command::Submit(new) => new.build.id.hash(&mut hash),
             Command::Record(said) => said.build.hash(&mut hash),
-            Command::Claim(claim) => claim.agent.id.hash(&mut hash),
+            Command::Claim(claim) => claim.agent.hash(&mut hash),
         }
         let lane = usize::try_from(hash.finish() % lanes.len() as u64).unwrap_or_default();
         lanes.get(lane).ok_or(STOPPING)
@@ -169,17 +171,19 @@ async fn run(app: App, mut queue: mpsc::Receiver<Ticket>, shutdown: Cancellation
 /// The first of what waits, as far as it makes one transaction of a sensible size.
 fn take_group(waiting: &mut VecDeque<Ticket>) -> Vec<Ticket> {
     let mut group = vec![];
-    let mut jobs = 0;
+    let (mut jobs, mut claims) = (0, 0);
     while let Some(ticket) = waiting.front() {
-        let solo = match &ticket.command {
+        let mut solo = false;
+        match &ticket.command {
             Command::Submit(new) => {
                 jobs += new.jobs.len();
-                !new.groups.is_empty()
+                // One with concurrency groups locks them before any build, so it shares with nobody.
+                solo = !new.groups.is_empty();
             }
-            _ => false,
-        };
-        // A submission with concurrency groups locks them before any build, so it shares with nobody.
-        let full = jobs > GROUP_JOBS || solo || group.len() >= GROUP;
+            Command::Claim(_) => claims += 1,
+            Command::Record(_) => {}
+        }
+        let full = jobs > GROUP_JOBS || claims > GROUP_CLAIMS || solo || group.len() >= GROUP;
         if full && !group.is_empty() {
             break;
         }
@@ -244,7 +248,7 @@ async fn alone(app: &App, mut ticket: Ticket) -> Option<Ticket> {
 struct Group<'a> {
     submits: Vec<(usize, &'a NewBuild)>,
     words: Vec<(usize, &'a Said)>,
-    claims: Vec<(usize, &'a Claim)>,
+    claims: Vec<(usize, Claim)>,
 }
 
 impl<'a> Group<'a> {
@@ -254,24 +258,39 @@ impl<'a> Group<'a> {
             match command {
                 Command::Submit(new) => group.submits.push((at, new)),
                 Command::Record(said) => group.words.push((at, said)),
-                Command::Claim(claim) => group.claims.push((at, claim)),
+                Command::Claim(claim) => group.claims.push((at, *claim)),
             }
         }
         group
     }
 }
 
-/// One transaction. Locks come in the order of all transactions: sessions, then what `jobs::apply` takes.
+/// One transaction, and what follows it.
 async fn attempt(app: &App, commands: &[&Command], again: bool) -> store::Result<Vec<Answer>> {
     let now = app.0.clock.now();
     let group = Group::of(commands);
-    let projects = match group.claims.len() {
-        0 => vec![],
-        _ => app.0.store.projects().await?,
-    };
+    let mut round = Round::open(app, &group.claims, now).await?;
     let mut answers = BTreeMap::new();
+    let is_idle = group.submits.is_empty() && group.words.is_empty() && round.is_idle();
+    let done =
+        if is_idle { Ok(()) } else { transact(app, &group, &mut round, again, &mut answers).await };
+    let claimed = round.close(done.is_ok());
+    done?;
+    answers.extend(claimed.into_iter().map(|(at, claimed)| (at, Answer::Claimed(claimed))));
+    Ok(answers.into_values().collect())
+}
+
+/// Locks come in the order of all transactions: sessions, then what `jobs::apply` takes.
+async fn transact(
+    app: &App,
+    group: &Group<'_>,
+    round: &mut Round<'_>,
+    again: bool,
+    answers: &mut BTreeMap<usize, Answer>,
+) -> store::Result<()> {
+    let now = app.0.clock.now();
     let mut tx = app.0.store.begin().await?;
-    let mut choices = claim::choose(app, &mut *tx, &group.claims, &projects, now).await?;
+    let leases = round.choose(&mut *tx).await?;
     let mut inserted = Inserted::default();
     if !group.submits.is_empty() {
         let news: Vec<&NewBuild> = group.submits.iter().map(|(_, new)| *new).collect();
@@ -282,15 +301,17 @@ async fn attempt(app: &App, commands: &[&Command], again: bool) -> store::Result
         answers.insert(*at, Answer::Submitted(submitted));
     }
     let words: Vec<&Said> = group.words.iter().map(|(_, said)| *said).collect();
+    let wanted: Vec<JobId> = leases.iter().map(|lease| lease.job).collect();
     let mut transitions = sessions::transitions(&words);
-    transitions.extend(choices.iter_mut().flat_map(|choice| std::mem::take(&mut choice.leases)));
+    transitions.extend(leases);
     if !transitions.is_empty() {
-        let applied = jobs::apply(&mut *tx, &transitions, now).await?;
+        let apply = jobs::apply(&mut *tx, &transitions, now);
+        let (applied, contents) = tokio::try_join!(apply, app.contents(&wanted))?;
         let recorded = sessions::answers(&mut *tx, &words, &applied.results).await?;
         answers.extend(
             group.words.iter().zip(recorded).map(|((at, _), said)| (*at, Answer::Recorded(said))),
         );
-        claim::hand_out(&mut choices, applied.given);
+        round.hand_out(applied.given, contents);
         effects.merge(applied.effects);
     }
     tx.commit().await?;
@@ -299,6 +320,5 @@ async fn attempt(app: &App, commands: &[&Command], again: bool) -> store::Result
         app.0.names.learn_class(*id, class);
     }
     app.publish(effects);
-    answers.extend(choices.into_iter().map(|choice| (choice.at, Answer::Claimed(choice.claimed))));
-    Ok(answers.into_values().collect())
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Cancel and retry of builds and jobs.
 
+use std::fmt::Write;
+
 use async_trait::async_trait;
 use kiln_core::{
     id::{BuildId, JobId},
@@ -8,7 +10,7 @@ use kiln_core::{
 
 use super::{App, BuildView, Error, Result, work::Work};
 use crate::store::{
-    BuildRow, Tx,
+    AuditAct, BuildRow, Tx,
     jobs::{Effects, Refused, Retry, Transition, apply, plan_retry},
 };
 
@@ -26,7 +28,7 @@ impl App {
         if reason.len() > MAX_REASON {
             return Err(Error::invalid("reason", "must have at most 1,000 bytes"));
         }
-        let row = self.write(&Cancel { build, job, reason }).await?;
+        let (row, _) = self.write(&Cancel { build, job, reason }).await?;
         Ok(self.view(row).await?)
     }
 
@@ -49,9 +51,10 @@ struct Cancel<'a> {
 
 #[async_trait]
 impl Work for Cancel<'_> {
-    type Output = BuildRow;
+    /// The build, and how many jobs were told to end.
+    type Output = (BuildRow, usize);
 
-    async fn run(&self, app: &App, tx: &mut dyn Tx) -> Result<(BuildRow, Effects)> {
+    async fn run(&self, app: &App, tx: &mut dyn Tx) -> Result<((BuildRow, usize), Effects)> {
         locked(tx, self.build).await?;
         let jobs = match self.job {
             Some(id) => tx.jobs(&[id]).await?,
@@ -68,7 +71,20 @@ impl Work for Cancel<'_> {
             .map(|row| Transition::new(self.build, row.job.id, Event::Cancel).because(self.reason))
             .collect();
         let effects = apply(tx, &transitions, app.0.clock.now()).await?.effects;
-        Ok((locked(tx, self.build).await?, effects))
+        Ok(((locked(tx, self.build).await?, transitions.len()), effects))
+    }
+
+    fn act(&self, (_, jobs): &(BuildRow, usize)) -> Option<AuditAct> {
+        // Writing to a string can't fail.
+        let mut detail = format!("{jobs} jobs");
+        if let Some(job) = self.job {
+            let _ = write!(detail, ", {job} only");
+        }
+        if !self.reason.is_empty() {
+            let _ = write!(detail, ": {}", self.reason);
+        }
+        let act = AuditAct::new("build.cancel", self.build, "");
+        Some(act.changed(*jobs > 0).with(detail))
     }
 }
 
@@ -82,7 +98,7 @@ impl Work for RetryJobs {
     type Output = (BuildRow, Vec<JobId>);
 
     async fn run(&self, app: &App, tx: &mut dyn Tx) -> Result<((BuildRow, Vec<JobId>), Effects)> {
-        locked(tx, self.build).await?;
+        let build = locked(tx, self.build).await?;
         let open = match plan_retry(tx, self.build, &self.targets).await? {
             Retry::Open(open) => open,
             Retry::Missing(job) => return Err(Error::not_found("job", job)),
@@ -94,6 +110,8 @@ impl Work for RetryJobs {
             }
             Retry::Refused { target, why } => return Err(refusal(&target, why)),
         };
+        let jobs: Vec<JobId> = open.iter().map(|job| job.job).collect();
+        app.check_retry(tx, (self.build, build.project), &jobs).await?;
         let transitions: Vec<_> = open.iter().map(|job| job.transition(self.build)).collect();
         let applied = apply(tx, &transitions, app.0.clock.now()).await?;
         let opened = open
@@ -103,6 +121,11 @@ impl Work for RetryJobs {
             .map(|(job, _)| job.job)
             .collect();
         Ok(((locked(tx, self.build).await?, opened), applied.effects))
+    }
+
+    fn act(&self, (_, opened): &(BuildRow, Vec<JobId>)) -> Option<AuditAct> {
+        let act = AuditAct::new("build.retry", self.build, "");
+        Some(act.changed(!opened.is_empty()).with(format!("{} jobs", opened.len())))
     }
 }
 

@@ -9,8 +9,8 @@ use kiln_core::{
 };
 use subtle::ConstantTimeEq;
 
-use super::{App, Error, Result, tokens::check_name, work::Work};
-use crate::store::{self, AgentRow, Role, Tx, jobs::Effects};
+use super::{App, Error, Principal, Result, tokens::check_name, work::Work};
+use crate::store::{self, AgentRow, AuditAct, Role, Tx, jobs::Effects};
 
 /// How long a used token gives its agent again.
 const REPEAT_MS: Millis = 10 * 60 * 1_000;
@@ -34,9 +34,20 @@ impl App {
                 "this token does not enrol agents; make one with the role enroller",
             ));
         }
+        if token.project.is_some() {
+            return Err(Error::Denied(
+                "this token is bound to a project, and an agent serves all of them; make one that is not",
+            ));
+        }
+        let enroller = Principal::Token {
+            id: token.id,
+            name: token.name,
+            role: token.role,
+            project: token.project,
+        };
         let agent = AgentId::from_uuid(self.0.clock.id());
         let enrol = Enrol { token: token.id, agent, name, credential_sha256 };
-        match self.write(&enrol).await {
+        match self.as_principal(enroller).write(&enrol).await {
             Err(Error::Store(store::Error::Exists { .. })) => {
                 let message =
                     format!("there is an agent {name:?} already; choose another name or evict it");
@@ -89,5 +100,10 @@ impl Work for Enrol<'_> {
         token.used = Some((self.agent, now));
         tx.save_token(&token).await?;
         Ok((self.agent, Effects::default()))
+    }
+
+    fn act(&self, agent: &AgentId) -> Option<AuditAct> {
+        // A repeated answer is the same agent again.
+        Some(AuditAct::new("agent.enrol", agent, self.name).changed(*agent == self.agent))
     }
 }

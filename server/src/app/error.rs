@@ -20,6 +20,9 @@ pub enum Error {
     /// Who asks is not known.
     #[error("{0}")]
     Unauthenticated(&'static str),
+    /// Who asks was an agent, and is none any more.
+    #[error("this agent was evicted: its jobs are lost, and its credential is worth nothing")]
+    Evicted,
     /// Who asks may not.
     #[error("{0}")]
     Denied(&'static str),

@@ -2,6 +2,7 @@
 
 use kiln_core::{
     agent::Agent,
+    event::Change,
     id::JobId,
     job::{State, Status},
     schedule::{Wait, explain},
@@ -10,6 +11,8 @@ use kiln_core::{
 use super::{App, Error, Explanation, Result};
 use crate::store::JobRow;
 
+/// Events that are read at once.
+const PAGE: i64 = 1_000;
 /// Names of group members that are shown.
 const NAMES: usize = 10;
 
@@ -49,9 +52,32 @@ impl App {
                 wait.group = self.group_ahead(row).await?;
                 wait.ahead = self.0.store.ahead_of(row).await?;
             }
+            _ if row.job.cancelling() => wait.cancelled = self.cancel_reason(row).await?,
             _ => {}
         }
         Ok(wait)
+    }
+
+    /// What was given as the reason of the cancel that is under way; the event of it is among the last ones.
+    async fn cancel_reason(&self, row: &JobRow) -> Result<Option<String>> {
+        let build = self.0.store.build(row.job.build).await?;
+        let mut end = build.map_or(0, |build| build.last_event);
+        while end > 0 {
+            let after = end.saturating_sub(PAGE).max(0);
+            let most = u32::try_from(end - after).unwrap_or(0);
+            let events = self.0.store.events(row.job.build, after, most).await?;
+            let found = events.into_iter().rev().find_map(|event| match event.change {
+                Change::Job(change) if change.job == row.job.id => Some(change),
+                _ => None,
+            });
+            match found {
+                Some(change) if !change.reason.is_empty() => return Ok(Some(change.reason)),
+                // A job that is being cancelled has changed for nothing else since.
+                Some(_) => return Ok(None),
+                None => end = after,
+            }
+        }
+        Ok(None)
     }
 
     /// Its group and who goes first, where that keeps it from being claimed.

@@ -11,7 +11,7 @@ use kiln_core::{
     agent::Admission,
     id::{AgentId, BuildId, LeaseId, SessionId},
     job::Event,
-    session::{Reconciled, reconcile},
+    session::{Opened, Reconciled, Refusal, admit, reconcile},
 };
 
 use super::{
@@ -88,7 +88,7 @@ impl Work for Open<'_> {
 }
 
 impl Open<'_> {
-    /// Closes older sessions, unless one of them is another machine that uses the same identity now.
+    /// Closes older sessions, unless one of them shows that this Hello is none of this agent's.
     async fn replace(
         &self,
         app: &App,
@@ -97,16 +97,13 @@ impl Open<'_> {
         now: Millis,
     ) -> Result<()> {
         let sessions = tx.lock_sessions_of(self.agent).await?;
-        for old in &sessions {
-            let same = old.instance == self.hello.instance || self.hello.epoch > old.epoch;
-            if !same && app.seems_alive(old, agent, now) {
-                let message = format!(
-                    "agent {:?} is connected from another process; stop that one, or enrol this machine under a name of its own",
-                    agent.name
-                );
-                return Err(Error::Precondition { code: "AGENT_CONNECTED", message });
-            }
-        }
+        let open = sessions.iter().map(|old| Opened {
+            instance: &old.instance,
+            epoch: old.epoch,
+            alive: app.seems_alive(old, agent, now),
+        });
+        admit(open, &self.hello.instance, self.hello.epoch)
+            .map_err(|refusal| refused(refusal, &agent.name))?;
         for old in sessions {
             tx.close_session(old.id, None).await?;
         }
@@ -145,6 +142,24 @@ impl Open<'_> {
         }
         Ok(open)
     }
+}
+
+fn refused(refusal: Refusal, name: &str) -> Error {
+    let (code, message) = match refusal {
+        Refusal::Elsewhere => (
+            "AGENT_CONNECTED",
+            format!(
+                "agent {name:?} is connected from another machine or data folder; where this one is a copy, enrol it \
+                 under a name of its own in an empty folder; where it took the other's place, wait until the other \
+                 was silent for the grace time"
+            ),
+        ),
+        Refusal::Outdated => (
+            "HELLO_OUTDATED",
+            format!("agent {name:?} has said a later Hello from this data folder"),
+        ),
+    };
+    Error::Precondition { code, message }
 }
 
 fn transitions(reconciled: &Reconciled, rows: &[LeaseRow]) -> Vec<Transition> {

@@ -5,8 +5,10 @@
 
 mod agents;
 mod assign;
+mod audit;
 mod beats;
 mod builds;
+pub mod caller;
 mod claim;
 mod commit;
 mod control;
@@ -14,31 +16,40 @@ mod dispatch;
 mod enrol;
 pub mod error;
 mod explain;
+pub mod grants;
 mod hello;
 mod names;
 mod projects;
 mod reaper;
+mod secrets;
 mod sessions;
 mod submit;
 mod tokens;
+mod uses;
 pub mod views;
 mod work;
 
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use kiln_core::spec::BuildSpec;
+use kiln_core::{secret::Secret, spec::BuildSpec};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::SharedClock,
+    secrets::Keys,
     store::{SharedStore, jobs::Effects},
     wake::{Subscription, Topic, Wake},
 };
 
+pub use caller::{Caller, Principal};
 pub use error::{Error, Result};
+pub use grants::Given;
 pub use views::*;
 
 /// Durations of the session protocol.
@@ -68,12 +79,14 @@ pub struct Submit {
     pub project: String,
     pub key: Option<String>,
     pub spec: BuildSpec,
+    /// Given to the jobs of this build alone.
+    pub secrets: Vec<Secret>,
     pub submitter: String,
 }
 
-/// The use cases over a store, a wake and a clock. Cheap to clone.
+/// The use cases over a store, a wake and a clock, and who uses them. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct App(Arc<Inner>);
+pub struct App(Arc<Inner>, audit::Actor);
 
 #[derive(Debug)]
 struct Inner {
@@ -86,6 +99,8 @@ struct Inner {
     beats: beats::Beats,
     dispatch: dispatch::Dispatch,
     reaper: reaper::Reaper,
+    uses: uses::Uses,
+    keys: OnceLock<Keys>,
 }
 
 impl App {
@@ -96,7 +111,7 @@ impl App {
         clock: SharedClock,
         timing: Timing,
     ) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Inner {
             store,
             wake,
             clock,
@@ -106,7 +121,10 @@ impl App {
             beats: beats::Beats::default(),
             dispatch: dispatch::Dispatch::default(),
             reaper: reaper::Reaper::default(),
-        }))
+            uses: uses::Uses::default(),
+            keys: OnceLock::new(),
+        };
+        Self(Arc::new(inner), audit::Actor::default())
     }
 
     /// Starts the tasks that commit and dispatch, with one committer. Cancelled, they answer what was asked and end.
@@ -143,7 +161,8 @@ impl App {
         let mut topics: Vec<Topic> = effects.builds.iter().copied().map(Topic::Build).collect();
         topics.extend(effects.agents.iter().copied().map(Topic::Agent));
         if !effects.openings.is_empty() || !effects.freed.is_empty() {
-            topics.push(Topic::Queue);
+            // Here the dispatcher knows which sessions to wake, and wakes no other.
+            self.0.wake.tell_others(&[Topic::Queue]);
         }
         self.0.dispatch.follow(self, effects);
         if !topics.is_empty() {

@@ -8,7 +8,7 @@ use super::{
     submit::{DEFAULT_WEIGHT, MakeProject},
     work::Work,
 };
-use crate::store::{self, ProjectRow, Tx, jobs::Effects};
+use crate::store::{self, AuditAct, ProjectRow, Tx, jobs::Effects};
 
 const MAX_WEIGHT: u32 = 10_000;
 
@@ -98,5 +98,11 @@ impl Work for Update<'_> {
         };
         tx.save_projects(std::slice::from_ref(&row)).await?;
         Ok((row, Effects::default()))
+    }
+
+    fn act(&self, row: &ProjectRow) -> Option<AuditAct> {
+        let ProjectRow { weight, max_running, paused, .. } = row;
+        let detail = format!("weight {weight}, max_running {max_running}, paused {paused}");
+        Some(AuditAct::new("project.update", self.id, self.name).with(detail))
     }
 }

@@ -129,6 +129,7 @@ impl App {
             self.audit().await?;
         }
         self.rearm().await?;
+        self.tell_uses().await?;
         self.look_again();
         Ok(())
     }

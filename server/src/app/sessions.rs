@@ -83,9 +83,8 @@ impl App {
     /// What the rows say of an agent's open leases, and whether it drains.
     pub async fn facts(&self, agent: AgentId) -> Result<(Vec<LeaseFacts>, bool)> {
         let leases = self.0.store.open_leases(Some(agent)).await?;
-        // One that was removed holds nothing, so that its jobs end, and leaves: they may run elsewhere by now.
-        let row = self.0.store.agent(agent).await?;
-        let draining = row.is_none_or(|row| row.admission == Admission::Draining);
+        let row = self.0.store.agent(agent).await?.ok_or(Error::Evicted)?;
+        let draining = row.admission == Admission::Draining;
         Ok((leases.iter().map(store::LeaseRow::facts).collect(), draining))
     }
 

@@ -15,11 +15,11 @@ use kiln_core::{
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{App, BuildView, Error, Result, Submit, commit::Command, work::Work};
+use super::{App, BuildView, Error, Result, Submit, commit::Command, secrets::asked, work::Work};
 use crate::{
     clock::Clock,
     store::{
-        self, BuildRow, GroupRow, JobRow, NewJob, ProjectRow, Tx,
+        self, AuditAct, BuildRow, GroupRow, JobRow, NewJob, ProjectRow, SecretRow, Tx,
         jobs::{Effects, Opening, rebalance},
     },
 };
@@ -37,6 +37,7 @@ pub(super) struct NewBuild {
     pub(super) jobs: Vec<NewJob>,
     pub(super) classes: Vec<(ClassId, Class)>,
     pub(super) groups: Vec<GroupRow>,
+    pub(super) secrets: Vec<SecretRow>,
 }
 
 /// What became of a submission.
@@ -53,8 +54,11 @@ impl App {
     /// Checks a submission without storing it.
     pub async fn check(&self, submit: Submit) -> Result<()> {
         check_key(submit.key.as_deref())?;
-        self.named_project(&submit.project).await?;
-        plan(submit.spec).map(drop).map_err(Error::Invalid)
+        let project = self.named_project(&submit.project).await?;
+        let Submit { project: name, spec, secrets, .. } = submit;
+        let asked = asked(&spec);
+        plan(spec).map_err(Error::Invalid)?;
+        self.check_secrets(&asked, &secrets, project.as_ref(), &name).await
     }
 
     /// Stores a build; `created` is false where the key named one with the same content.
@@ -80,13 +84,27 @@ impl App {
     pub(super) async fn prepare(&self, submit: Submit) -> Result<(NewBuild, String)> {
         check_key(submit.key.as_deref())?;
         let digest = digest(&submit)?;
+        let asked = asked(&submit.spec);
         let plan = plan(submit.spec).map_err(Error::Invalid)?;
-        let project = match self.named_project(&submit.project).await? {
+        let project = self.named_project(&submit.project).await?;
+        self.check_secrets(&asked, &submit.secrets, project.as_ref(), &submit.project).await?;
+        let project = match project {
             Some(project) => project,
             None => self.make_default_project().await?,
         };
         let header = Header { key: submit.key, submitter: submit.submitter, digest };
-        Ok((expand(plan, header, &project, &*self.0.clock), project.name))
+        let mut new = expand(plan, header, &project, &*self.0.clock);
+        let BuildRow { id, submitter, .. } = &new.build;
+        new.secrets = self.sealed_with_build(project.id, *id, &submit.secrets, submitter)?;
+        Ok((new, project.name))
+    }
+
+    /// The project of this name; the default one is made on demand.
+    pub async fn project_or_default(&self, name: &str) -> Result<ProjectRow> {
+        match self.named_project(name).await? {
+            Some(project) => Ok(project),
+            None => self.make_default_project().await,
+        }
     }
 
     /// Nothing where the default project is yet to be made.
@@ -134,6 +152,12 @@ impl Work for MakeProject<'_> {
         tx.insert_project(self.0).await?;
         Ok(((), Effects::default()))
     }
+
+    fn act(&self, (): &()) -> Option<AuditAct> {
+        let ProjectRow { id, name, weight, max_running, .. } = self.0;
+        let detail = format!("weight {weight}, max_running {max_running}");
+        Some(AuditAct::new("project.create", id, name).with(detail))
+    }
 }
 
 fn check_key(key: Option<&str>) -> Result<()> {
@@ -145,10 +169,18 @@ fn check_key(key: Option<&str>) -> Result<()> {
     }
 }
 
-/// Hexadecimal SHA-256 of the canonical JSON of project and spec: maps are ordered, absent fields have their defaults.
+/// Hexadecimal SHA-256 of the canonical JSON of project, spec and names of secrets: maps are ordered, absent fields have
+/// their defaults. Values are left out: a digest of a short one would tell it.
 fn digest(submit: &Submit) -> Result<String> {
-    let text = serde_json::to_vec(&(&submit.project, &submit.spec))
-        .map_err(|error| Error::Io { action: "digest the submission", source: error.into() })?;
+    let names: Vec<&str> = submit.secrets.iter().map(|secret| secret.name.as_str()).collect();
+    let content = (&submit.project, &submit.spec);
+    let text = if names.is_empty() {
+        serde_json::to_vec(&content)
+    } else {
+        serde_json::to_vec(&(content, names))
+    };
+    let text =
+        text.map_err(|error| Error::Io { action: "digest the submission", source: error.into() })?;
     Ok(hex(&Sha256::digest(text)))
 }
 
@@ -215,6 +247,7 @@ fn expand(plan: Plan, header: Header, project: &ProjectRow, clock: &dyn Clock) -
         jobs,
         classes: classes.into_iter().map(|(class, id)| (id, class)).collect(),
         groups: groups.into_values().collect(),
+        secrets: vec![],
     }
 }
 
@@ -369,6 +402,11 @@ async fn insert_fresh(
         job.row.class = ids.get(&job.row.class).copied().unwrap_or(job.row.class);
     }
     tx.insert_jobs(&jobs).await?;
+    let secrets: Vec<SecretRow> =
+        fresh.iter().flat_map(|new| new.secrets.iter().cloned()).collect();
+    if !secrets.is_empty() {
+        tx.insert_secrets(&secrets).await?;
+    }
     let records: Vec<Record> = fresh.iter().map(|new| submitted(new)).collect();
     tx.append_events(&records).await?;
     let ready = jobs.iter().filter(|job| job.row.claimable).map(|job| Opening {

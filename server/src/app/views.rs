@@ -3,14 +3,15 @@
 use kiln_core::{
     Millis,
     agent::{Agent, Profile},
-    id::{AgentId, LeaseId, ProjectId, SessionId, TokenId},
+    id::{LeaseId, SessionId},
     schedule::{Reason, Verdict},
     session::Held,
 };
 
 /// What edges see of the rows; they never name `store` themselves.
 pub use crate::store::{
-    AgentRow, BuildFilter, BuildRow, Error as StoreError, JobRow, ProjectRow, Role, TokenRow,
+    AgentRow, AuditFilter, AuditRow, BuildFilter, BuildRow, Error as StoreError, JobRow,
+    ProjectRow, Role, SecretRow, TokenRow,
 };
 
 /// A build and the name of its project.
@@ -69,11 +70,4 @@ pub struct Welcome {
     pub session: SessionId,
     pub reconciled: kiln_core::session::Reconciled,
     pub draining: bool,
-}
-
-/// Who presents a credential.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Principal {
-    Token { id: TokenId, name: String, role: Role, project: Option<ProjectId> },
-    Agent { id: AgentId, name: String },
 }

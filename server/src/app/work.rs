@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use super::{App, Error, Result};
-use crate::store::{self, Tx, jobs::Effects};
+use crate::store::{self, AuditAct, Tx, jobs::Effects};
 
 /// How often a transaction is tried before its caller is told to come back.
 const ATTEMPTS: u32 = 20;
@@ -14,6 +14,11 @@ pub(super) trait Work: Sync {
     type Output: Send;
 
     async fn run(&self, app: &App, tx: &mut dyn Tx) -> Result<(Self::Output, Effects)>;
+
+    /// What the audit log says of it, where it is an administrative act.
+    fn act(&self, _: &Self::Output) -> Option<AuditAct> {
+        None
+    }
 }
 
 impl App {
@@ -24,6 +29,9 @@ impl App {
                 Err(Error::Store(store::Error::Conflict)) => continue,
                 other => other?,
             };
+            if let Some(act) = work.act(&output) {
+                tx.append_audit(&self.record_of(act)).await?;
+            }
             match tx.commit().await {
                 Err(store::Error::Conflict) => {}
                 Err(other) => return Err(other.into()),

@@ -1,4 +1,7 @@
-//! Garbage: blobs that nothing holds any more, and parts that nobody goes on with.
+//! Garbage: blobs that nothing holds any more, objects that never became a blob, and parts that nobody goes on with.
+//!
+//! A blob's row goes first and dooms its object; then the object goes, then its name. Replicas may do it at once: the
+//! object of a blob that is stored again has another name.
 
 use std::{
     fs,
@@ -9,13 +12,13 @@ use std::{
 use kiln_core::Millis;
 use object_store::ObjectStoreExt;
 
-use super::{Artifacts, BlobRow};
+use super::Artifacts;
 use crate::uploads::{Error, Result, blocking};
 
 const PAGE: u32 = 200;
 /// A report may still be on its way into the rows.
 const GRACE: Millis = 10 * 60 * 1000;
-/// An upload that was not gone on with for this long is given up.
+/// An upload that was not gone on with for this long is given up, and so is an object that is being written.
 const PART_AGE: Millis = 24 * 3_600_000;
 
 /// What was removed.
@@ -23,6 +26,7 @@ const PART_AGE: Millis = 24 * 3_600_000;
 pub struct Collected {
     pub blobs: usize,
     pub bytes: u64,
+    pub objects: usize,
     pub parts: usize,
 }
 
@@ -33,15 +37,20 @@ impl Artifacts {
         let now = self.parts.clock.now();
         let mut collected = Collected::default();
         loop {
-            let leaving = self.parts.index.take_unreferenced(now - GRACE, now, PAGE).await?;
-            if leaving.is_empty() {
+            let taken = self.parts.index.take_unreferenced(now - GRACE, now, PAGE).await?;
+            if taken.is_empty() {
                 break;
             }
-            for blob in leaving {
-                self.remove(&blob).await?;
-                collected.blobs += 1;
-                collected.bytes += blob.size;
+            collected.blobs += taken.len();
+            collected.bytes += taken.iter().map(|blob| blob.size).sum::<u64>();
+        }
+        loop {
+            let doomed = self.parts.index.doomed(now - PART_AGE, PAGE).await?;
+            if doomed.is_empty() {
+                break;
             }
+            collected.objects += doomed.len();
+            self.remove(&doomed).await?;
         }
         let folder = self.parts.folder.clone();
         collected.parts = blocking(move || remove_old(&folder, now - PART_AGE)).await?;
@@ -79,13 +88,16 @@ impl Artifacts {
         }
     }
 
-    async fn remove(&self, blob: &BlobRow) -> Result<()> {
-        let path = self.object(&blob.digest);
-        match self.parts.objects.delete(&path).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(e) => return Err(Error::object("remove", &path, e)),
+    /// Removes doomed objects, then their names: a crash between the two repeats it.
+    pub(super) async fn remove(&self, doomed: &[String]) -> Result<()> {
+        for name in doomed {
+            let path = self.object(name);
+            match self.parts.objects.delete(&path).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(Error::object("remove", &path, e)),
+            }
         }
-        Ok(self.parts.index.forget(&blob.digest).await?)
+        Ok(self.parts.index.forget(doomed).await?)
     }
 }
 

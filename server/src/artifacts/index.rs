@@ -34,8 +34,9 @@ impl std::fmt::Display for Digest {
 pub struct BlobRow {
     pub digest: Digest,
     pub size: u64,
-    /// It is being removed: whoever wants it waits until the row is gone, then uploads it anew.
-    pub leaving: bool,
+    /// Name of the object that holds it. No other upload ever writes or removes an object of this name, so that one
+    /// who removes it late removes nothing that was stored since.
+    pub object: String,
     pub stored_at: Millis,
 }
 
@@ -65,25 +66,30 @@ pub trait BlobIndex: Debug + Send + Sync {
     async fn identity(&self, name: &str, fresh: Option<&str>) -> Result<Option<String>>;
 
     async fn blob(&self, digest: &Digest) -> Result<Option<BlobRow>>;
-    /// Pins a blob, for longer where it is pinned by this holder already; false where it is not stored, or leaving.
+    /// Pins a blob, for longer where it is pinned by this holder already; false where it is not stored.
     async fn pin(&self, pin: &Pin) -> Result<bool>;
-    /// Records a blob, where it isn't yet, and pins it; false where it is leaving.
+    /// Records the name of an object that is about to be written, so that a crash leaves none that nobody knows of.
+    async fn announce(&self, object: &str, now: Millis) -> Result<()>;
+    /// Records a blob with its announced object and pins it. Where another upload was quicker, its object stays the
+    /// blob's and this one is doomed. False where this object was doomed meanwhile: nothing is recorded.
     async fn store(&self, blob: &BlobRow, pin: &Pin) -> Result<bool>;
     /// Pins of a lease.
     async fn pins_of(&self, lease: LeaseId) -> Result<Vec<Pin>>;
     /// Leases behind `after` that pin anything, in order.
     async fn pinning(&self, after: Option<LeaseId>, limit: u32) -> Result<Vec<LeaseId>>;
     async fn unpin(&self, lease: LeaseId) -> Result<()>;
-    /// Marks as leaving at most `limit` blobs that were stored before and are neither pinned at `now` nor named by an
-    /// artifact or a job's source, and returns all that are leaving. Forgets the pins that expired.
+    /// Forgets at most `limit` blobs that were stored before and are neither pinned at `now` nor named by an artifact
+    /// or a job's source, dooms their objects, and returns them. Forgets the pins that expired.
     async fn take_unreferenced(
         &self,
         stored_before: Millis,
         now: Millis,
         limit: u32,
     ) -> Result<Vec<BlobRow>>;
-    /// Forgets a blob that is leaving.
-    async fn forget(&self, digest: &Digest) -> Result<()>;
+    /// Dooms the objects that were announced before and are still no blob's; returns at most `limit` doomed ones.
+    async fn doomed(&self, announced_before: Millis, limit: u32) -> Result<Vec<String>>;
+    /// Forgets doomed objects, which are removed by now.
+    async fn forget(&self, objects: &[String]) -> Result<()>;
     /// Forgets artifacts and sources of builds that ended before, at most so many builds; returns how many.
     async fn expire(&self, ended_before: Millis, limit: u32) -> Result<u64>;
 }

@@ -11,10 +11,17 @@ use kiln_core::{Millis, id::LeaseId};
 use super::index::{BlobIndex, BlobRow, Digest, Holder, Pin};
 use crate::store::Result;
 
+#[derive(Debug)]
+struct Object {
+    announced_at: Millis,
+    doomed: bool,
+}
+
 #[derive(Debug, Default)]
 struct Tables {
     identities: BTreeMap<String, String>,
     blobs: BTreeMap<Digest, BlobRow>,
+    objects: BTreeMap<String, Object>,
     pins: BTreeMap<(Digest, Holder), Pin>,
     referenced: BTreeSet<Digest>,
 }
@@ -43,7 +50,7 @@ impl MemoryBlobs {
 
 impl Tables {
     fn pin(&mut self, pin: &Pin) -> bool {
-        let stored = self.blobs.get(&pin.digest).is_some_and(|blob| !blob.leaving);
+        let stored = self.blobs.contains_key(&pin.digest);
         if stored {
             let held =
                 self.pins.entry((pin.digest.clone(), pin.holder)).or_insert_with(|| pin.clone());
@@ -52,9 +59,13 @@ impl Tables {
         stored
     }
 
+    fn doom(&mut self, object: &str) {
+        let doomed = Object { announced_at: 0, doomed: true };
+        self.objects.insert(object.to_owned(), doomed);
+    }
+
     fn is_free(&self, blob: &BlobRow, stored_before: Millis) -> bool {
-        !blob.leaving
-            && blob.stored_at < stored_before
+        blob.stored_at < stored_before
             && !self.referenced.contains(&blob.digest)
             && self.pins.keys().all(|(digest, _)| *digest != blob.digest)
     }
@@ -78,9 +89,23 @@ impl BlobIndex for MemoryBlobs {
         Ok(self.tables().pin(pin))
     }
 
+    async fn announce(&self, object: &str, now: Millis) -> Result<()> {
+        let announced = Object { announced_at: now, doomed: false };
+        self.tables().objects.insert(object.to_owned(), announced);
+        Ok(())
+    }
+
     async fn store(&self, blob: &BlobRow, pin: &Pin) -> Result<bool> {
         let mut tables = self.tables();
-        tables.blobs.entry(blob.digest.clone()).or_insert_with(|| blob.clone());
+        if tables.objects.get(&blob.object).is_none_or(|object| object.doomed) {
+            return Ok(false);
+        }
+        if tables.blobs.contains_key(&blob.digest) {
+            tables.doom(&blob.object);
+        } else {
+            tables.objects.remove(&blob.object);
+            tables.blobs.insert(blob.digest.clone(), blob.clone());
+        }
         Ok(tables.pin(pin))
     }
 
@@ -114,20 +139,25 @@ impl BlobIndex for MemoryBlobs {
         let mut tables = self.tables();
         tables.pins.retain(|_, pin| pin.expires_at.is_none_or(|at| at > now));
         let free = tables.blobs.values().filter(|blob| tables.is_free(blob, stored_before));
-        let free: Vec<_> = free.map(|blob| blob.digest.clone()).take(limit as usize).collect();
-        for digest in free {
-            if let Some(blob) = tables.blobs.get_mut(&digest) {
-                blob.leaving = true;
-            }
+        let free: Vec<_> = free.take(limit as usize).cloned().collect();
+        for blob in &free {
+            tables.blobs.remove(&blob.digest);
+            tables.doom(&blob.object);
         }
-        Ok(tables.blobs.values().filter(|blob| blob.leaving).cloned().collect())
+        Ok(free)
     }
 
-    async fn forget(&self, digest: &Digest) -> Result<()> {
+    async fn doomed(&self, announced_before: Millis, limit: u32) -> Result<Vec<String>> {
         let mut tables = self.tables();
-        if tables.blobs.get(digest).is_some_and(|blob| blob.leaving) {
-            tables.blobs.remove(digest);
+        for object in tables.objects.values_mut() {
+            object.doomed |= object.announced_at < announced_before;
         }
+        let doomed = tables.objects.iter().filter(|(_, object)| object.doomed);
+        Ok(doomed.map(|(name, _)| name.clone()).take(limit as usize).collect())
+    }
+
+    async fn forget(&self, objects: &[String]) -> Result<()> {
+        self.tables().objects.retain(|name, object| !(object.doomed && objects.contains(name)));
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! An upload leaves a stored, verified and pinned blob. Artifacts appear only with the report that names them, in its
 //! transaction; from then on they hold the blob, and the pin goes. What nothing holds is collected.
 
+mod access;
 mod collect;
 pub mod index;
 pub mod memory;
@@ -89,9 +90,9 @@ impl Artifacts {
         Ok(Self { parts, seats: Seats::default() })
     }
 
-    /// The first two digits spread the blobs over 256 folders.
-    fn object(&self, digest: &Digest) -> Path {
-        self.parts.root.clone().join(&digest.as_str()[..2]).join(digest.as_str())
+    /// Where the object of this name is.
+    fn object(&self, name: &str) -> Path {
+        name.split('/').fold(self.parts.root.clone(), Path::join)
     }
 
     /// Begins or goes on with an upload.
@@ -122,11 +123,8 @@ impl Artifacts {
         digest: &Digest,
         size: u64,
     ) -> Result<()> {
-        let row = self.parts.rows.lease(lease).await?;
+        let row = self.parts.rows.lease(lease).await?.filter(|row| row.agent == agent);
         let row = row.ok_or_else(|| Error::not_found("lease", lease))?;
-        if row.agent != agent {
-            return Err(Error::Denied("the lease belongs to another agent"));
-        }
         if !row.phase.is_open() {
             return Err(Error::Stale { lease });
         }
@@ -137,7 +135,7 @@ impl Artifacts {
         let sum: u64 = others.map(|pin| pin.size).sum();
         if allowed > 0 && sum.saturating_add(size) > allowed {
             let message = format!(
-                "the artifacts of this job are above its limit of {allowed} bytes; raise resources.artifact_bytes"
+                "the artifacts of this job are above its limit of {allowed} bytes; raise resources.artifacts"
             );
             return Err(Error::invalid("open.size", message));
         }
@@ -187,7 +185,7 @@ impl Artifacts {
     /// A stored blob.
     pub async fn blob(&self, sha256: &str) -> Result<BlobRow> {
         let digest = parse(sha256, "sha256")?;
-        let blob = self.parts.index.blob(&digest).await?.filter(|blob| !blob.leaving);
+        let blob = self.parts.index.blob(&digest).await?;
         blob.ok_or_else(|| Error::not_found("blob", digest))
     }
 
@@ -197,19 +195,13 @@ impl Artifacts {
         if offset >= end {
             return Ok(Bytes::new());
         }
-        let path = self.object(&blob.digest);
+        let path = self.object(&blob.object);
         let read = self.parts.objects.get_range(&path, offset..end).await;
         let bytes = read.map_err(|e| Error::object("read", &path, e))?;
         if bytes.len() as u64 == end - offset {
             return Ok(bytes);
         }
         Err(Error::Corrupt { what: path.to_string() })
-    }
-
-    /// The job, for whoever must judge whether its artifacts may be read.
-    pub async fn job(&self, id: JobId) -> Result<JobRow> {
-        let row = self.parts.rows.job(id).await?;
-        row.ok_or_else(|| Error::not_found("job", id))
     }
 
     /// An artifact of a job by name.

@@ -1,31 +1,35 @@
 use std::time::Duration;
 
-use futures::FutureExt;
+use futures::{FutureExt, StreamExt};
 use kiln_core::session::LeasePhase;
-use object_store::local::LocalFileSystem;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::{memory::MemoryBlobs, *};
 use crate::{
+    storage::{self, Objects},
     store::{memory::Memory, sql},
-    uploads::fixture::{World, databases},
+    uploads::fixture::{World, bucket, databases},
 };
 
 struct Rig {
     world: World,
     index: Arc<MemoryBlobs>,
+    objects: Objects,
     folder: TempDir,
     artifacts: Artifacts,
 }
 
-async fn open(world: &World, index: Arc<dyn BlobIndex>, folder: &TempDir) -> Result<Artifacts> {
-    let blobs = folder.path().join("blobs");
-    std::fs::create_dir_all(&blobs).unwrap();
+async fn open(
+    world: &World,
+    index: Arc<dyn BlobIndex>,
+    objects: &Objects,
+    folder: &TempDir,
+) -> Result<Artifacts> {
     let parts = Parts {
         index,
-        objects: Arc::new(LocalFileSystem::new_with_prefix(blobs).unwrap()),
-        root: Path::default(),
+        objects: Arc::clone(&objects.store),
+        root: objects.root.clone().join("blobs"),
         folder: folder.path().join("parts"),
         rows: Arc::clone(&world.rows),
         clock: world.clock.clone(),
@@ -36,11 +40,40 @@ async fn open(world: &World, index: Arc<dyn BlobIndex>, folder: &TempDir) -> Res
 
 impl Rig {
     async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = storage::folder(folder.path().join("objects")).unwrap();
+        Self::on(objects, folder).await
+    }
+
+    /// In a folder, and in a bucket where there is one.
+    async fn each() -> Vec<Self> {
+        let mut rigs = vec![Self::new().await];
+        if let Some(objects) = bucket().await {
+            rigs.push(Self::on(objects, tempfile::tempdir().unwrap()).await);
+        }
+        rigs
+    }
+
+    async fn on(objects: Objects, folder: TempDir) -> Self {
         let world = World::new(Arc::new(Memory::default())).await;
         let index = Arc::new(MemoryBlobs::default());
+        let artifacts = open(&world, index.clone(), &objects, &folder).await.unwrap();
+        Self { world, index, objects, folder, artifacts }
+    }
+
+    /// As another replica has it: other parts of uploads, the same rows and objects.
+    async fn replica(&self) -> (Artifacts, TempDir) {
         let folder = tempfile::tempdir().unwrap();
-        let artifacts = open(&world, index.clone(), &folder).await.unwrap();
-        Self { world, index, folder, artifacts }
+        let index = Arc::clone(&self.index) as Arc<dyn BlobIndex>;
+        (open(&self.world, index, &self.objects, &folder).await.unwrap(), folder)
+    }
+
+    /// Objects of blobs, with those that are no blob's.
+    async fn stored(&self) -> usize {
+        let root = self.objects.root.clone().join("blobs");
+        let all = self.objects.store.list(Some(&root)).map(|meta| meta.unwrap().location);
+        let all: Vec<_> = all.collect().await;
+        all.iter().filter(|path| path.filename() != Some("identity")).count()
     }
 
     fn agent(&self) -> Uploader {
@@ -85,14 +118,19 @@ fn artifact(name: &str, content: &[u8]) -> Artifact {
 
 #[tokio::test]
 async fn an_upload_goes_on_where_the_last_one_stopped() {
-    let mut rig = Rig::new().await;
+    for rig in Rig::each().await {
+        goes_on(rig).await;
+    }
+}
+
+async fn goes_on(mut rig: Rig) {
     let content = b"the content of a file".as_slice();
     let mut first = rig.begin(content).await.unwrap();
     assert_eq!((first.held(), first.is_stored()), (0, false));
     first.append(Bytes::from_static(b"the content ")).await.unwrap();
     drop(first);
     assert!(rig.artifacts.blob(&digest(content)).await.is_err());
-    rig.artifacts = open(&rig.world, rig.index.clone(), &rig.folder).await.unwrap();
+    rig.artifacts = open(&rig.world, rig.index.clone(), &rig.objects, &rig.folder).await.unwrap();
     let mut second = rig.begin(content).await.unwrap();
     assert_eq!(second.held(), 12);
     second.append(Bytes::copy_from_slice(&content[12..])).await.unwrap();
@@ -106,7 +144,12 @@ async fn an_upload_goes_on_where_the_last_one_stopped() {
 
 #[tokio::test]
 async fn an_empty_blob_and_a_large_one_are_stored() {
-    let rig = Rig::new().await;
+    for rig in Rig::each().await {
+        stores_any_size(rig).await;
+    }
+}
+
+async fn stores_any_size(rig: Rig) {
     let empty = rig.begin(b"").await.unwrap();
     assert!(empty.is_stored());
     assert_eq!(rig.get(b"").await.unwrap(), b"");
@@ -158,7 +201,7 @@ async fn limits_and_leases_are_checked_before_anything_is_taken() {
     rig.put(&vec![7; 600_000]).await;
     let stranger = AgentId::from_uuid(uuid::Uuid::nil());
     let stranger = Uploader::Agent { agent: stranger, lease: rig.world.lease };
-    assert!(matches!(upload(stranger, &some, 4).await, Error::Denied(_)));
+    assert!(matches!(upload(stranger, &some, 4).await, Error::NotFound { what: "lease", .. }));
     rig.world.end(rig.world.lease, LeasePhase::Void, 0).await;
     assert!(matches!(upload(rig.agent(), &some, 4).await, Error::Stale { .. }));
     assert_eq!(rig.parts(), 0);
@@ -224,21 +267,131 @@ async fn what_is_pinned_or_named_is_never_collected() {
 }
 
 #[tokio::test]
-async fn a_blob_that_leaves_is_stored_anew() {
-    let rig = Rig::new().await;
-    rig.put(b"content").await;
-    rig.world.end(rig.world.lease, LeasePhase::Finished, 0).await;
-    rig.index.unpin(rig.world.lease).await.unwrap();
-    let leaving = rig.index.take_unreferenced(Millis::MAX, 0, 9).await.unwrap().remove(0);
-    assert!(rig.artifacts.blob(&digest(b"content")).await.is_err());
-    let who = Uploader::Submitter("someone".to_owned());
-    let sha256 = digest(b"content");
-    let mut again = Box::pin(rig.artifacts.upload(who, &sha256, 7));
-    assert!((&mut again).now_or_never().is_none(), "it must wait until the blob is gone");
-    rig.index.forget(&leaving.digest).await.unwrap();
-    let mut again = again.await.unwrap();
-    again.append(Bytes::from_static(b"content")).await.unwrap();
-    assert_eq!(rig.get(b"content").await.unwrap(), b"content");
+async fn one_who_removes_late_removes_nothing_that_was_stored_since() {
+    for rig in Rig::each().await {
+        let (other, _folder) = rig.replica().await;
+        rig.put(b"content").await;
+        rig.world.end(rig.world.lease, LeasePhase::Finished, 0).await;
+        rig.index.unpin(rig.world.lease).await.unwrap();
+        assert_eq!(rig.index.take_unreferenced(Millis::MAX, 0, 9).await.unwrap().len(), 1);
+        assert!(rig.artifacts.blob(&digest(b"content")).await.is_err());
+        // Both replicas read what is doomed; this one is quicker, and someone stores the same content again.
+        let doomed = rig.index.doomed(0, 9).await.unwrap();
+        assert_eq!(rig.artifacts.collect().await.unwrap().objects, 1);
+        let who = Uploader::Submitter("someone".to_owned());
+        let mut again = rig.artifacts.upload(who, &digest(b"content"), 7).await.unwrap();
+        again.append(Bytes::from_static(b"content")).await.unwrap();
+        other.remove(&doomed).await.unwrap();
+        assert_eq!(rig.get(b"content").await.unwrap(), b"content");
+        assert_eq!(rig.stored().await, 1);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_reaches_another_replica_begins_anew() {
+    for rig in Rig::each().await {
+        let (other, folder) = rig.replica().await;
+        let mut first = rig.begin(b"content").await.unwrap();
+        first.append(Bytes::from_static(b"con")).await.unwrap();
+        let mut second = other.upload(rig.agent(), &digest(b"content"), 7).await.unwrap();
+        assert_eq!(second.held(), 0);
+        second.append(Bytes::from_static(b"content")).await.unwrap();
+        assert!(second.is_stored());
+        // The connection that was thought dead goes on after all: one object is kept.
+        first.append(Bytes::from_static(b"tent")).await.unwrap();
+        assert!(first.is_stored());
+        assert_eq!(rig.get(b"content").await.unwrap(), b"content");
+        rig.artifacts.collect().await.unwrap();
+        assert_eq!((rig.stored().await, rig.parts()), (1, 0));
+        assert_eq!(std::fs::read_dir(folder.path().join("parts")).unwrap().count(), 0);
+        // A third finds it stored.
+        assert!(other.upload(rig.agent(), &digest(b"content"), 7).await.unwrap().is_stored());
+    }
+}
+
+#[tokio::test]
+async fn an_object_without_a_row_is_removed_a_day_after_the_crash() {
+    for rig in Rig::each().await {
+        let object = Rig::crash_before_the_row(&rig.artifacts, &*rig.index, &rig.objects).await;
+        rig.world.wait(Duration::from_hours(24));
+        assert_eq!(rig.artifacts.collect().await.unwrap(), Collected::default());
+        assert_eq!(rig.stored().await, 1);
+        rig.world.wait(Duration::from_millis(1));
+        assert_eq!(rig.artifacts.collect().await.unwrap().objects, 1);
+        assert_eq!(rig.stored().await, 0);
+        assert_eq!(rig.artifacts.collect().await.unwrap(), Collected::default());
+        // One who was so slow that his object is gone is told, and stores another.
+        assert!(!rig.index.store(&object, &rig.pin(&object)).await.unwrap());
+        assert!(rig.artifacts.blob(object.digest.as_str()).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn doomed_objects_are_no_blobs_in_a_database() {
+    for (database, folder) in databases().await {
+        let rig = Rig::new().await;
+        let objects = storage::folder(folder.path().join("objects")).unwrap();
+        let artifacts = open(&rig.world, Arc::new(database.clone()), &objects, &folder).await;
+        let artifacts = artifacts.unwrap();
+        let slow = Rig::crash_before_the_row(&artifacts, &database, &objects).await;
+        let quick = BlobRow { object: "aa/quick".to_owned(), ..slow.clone() };
+        database
+            .announce(&quick.object, crate::clock::Clock::now(&*rig.world.clock))
+            .await
+            .unwrap();
+        assert!(database.store(&quick, &rig.pin(&quick)).await.unwrap());
+        // The slower one holds the quicker one's blob, and its object is garbage.
+        assert!(database.store(&slow, &rig.pin(&slow)).await.unwrap());
+        assert_eq!(database.blob(&slow.digest).await.unwrap().unwrap().object, quick.object);
+        assert_eq!(database.doomed(0, 9).await.unwrap(), std::slice::from_ref(&slow.object));
+        assert!(!database.store(&slow, &rig.pin(&slow)).await.unwrap(), "it is doomed");
+        assert_eq!(artifacts.collect().await.unwrap().objects, 1);
+        // An announced one is doomed by its age, and then is no blob's any more.
+        database.announce("aa/old", 1).await.unwrap();
+        assert_eq!(database.doomed(1, 9).await.unwrap(), Vec::<String>::new());
+        assert_eq!(database.doomed(2, 9).await.unwrap(), ["aa/old"]);
+        database.forget(&["aa/old".to_owned()]).await.unwrap();
+        assert_eq!(database.doomed(2, 9).await.unwrap(), Vec::<String>::new());
+    }
+}
+
+impl Rig {
+    fn pin(&self, blob: &BlobRow) -> Pin {
+        upload::pin(blob.digest.clone(), blob.size, Holder::Lease(self.world.lease), None)
+    }
+
+    /// Writes the object of a blob and goes no further.
+    async fn crash_before_the_row(
+        artifacts: &Artifacts,
+        index: &dyn BlobIndex,
+        objects: &Objects,
+    ) -> BlobRow {
+        let digest = Digest::parse(&digest(b"crash")).unwrap();
+        let (object, stored_at) = (format!("aa/{digest}-1"), artifacts.parts.clock.now());
+        index.announce(&object, stored_at).await.unwrap();
+        objects.store.put(&artifacts.object(&object), "crash".into()).await.unwrap();
+        BlobRow { digest, size: 5, object, stored_at }
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_not_there_is_named_without_the_credentials() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let error = storage::bucket(crate::uploads::fixture::s3(&closed), "absent", "a").await;
+    let error = error.unwrap_err();
+    let said = format!("{error} {error:?}");
+    for word in ["storage.url", "\"absent\"", &closed] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert!(!said.contains("never-shown"), "{said}");
+    let Some(Objects { .. }) = bucket().await else { return };
+    let endpoint = std::env::var("KILN_TEST_S3").unwrap();
+    let (endpoint, _) = endpoint.rsplit_once('/').unwrap();
+    let error = storage::bucket(crate::uploads::fixture::s3(endpoint), "absent", "a").await;
+    let said = error.unwrap_err().to_string();
+    assert!(said.contains("storage.url") && said.contains(endpoint), "{said}");
 }
 
 #[tokio::test]
@@ -284,7 +437,8 @@ async fn rows_of_artifacts_hold_their_blobs_in_a_database() {
 
 async fn holds(database: sql::Sql, folder: TempDir) {
     let world = World::new(Arc::new(database.clone())).await;
-    let artifacts = open(&world, Arc::new(database), &folder).await.unwrap();
+    let objects = storage::folder(folder.path().join("objects")).unwrap();
+    let artifacts = open(&world, Arc::new(database), &objects, &folder).await.unwrap();
     for content in [b"named".as_slice(), b"loose"] {
         let who = Uploader::Agent { agent: world.agent, lease: world.lease };
         let mut upload = artifacts.upload(who, &digest(content), 5).await.unwrap();
@@ -308,6 +462,6 @@ async fn blobs_of_another_database_are_refused() {
     let rig = Rig::new().await;
     let other = Arc::new(MemoryBlobs::default());
     other.identity("blobs", Some("other")).await.unwrap();
-    let error = open(&rig.world, other, &rig.folder).await.unwrap_err();
+    let error = open(&rig.world, other, &rig.objects, &rig.folder).await.unwrap_err();
     assert!(matches!(error, Error::Foreign { .. }), "{error}");
 }

@@ -1,9 +1,9 @@
 //! One upload of one blob.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use bytes::Bytes;
-use object_store::{MultipartUpload, ObjectStoreExt};
+use object_store::{MultipartUpload, ObjectStoreExt, path::Path};
 
 use super::{
     Artifacts, Digest,
@@ -14,9 +14,6 @@ use crate::uploads::{Error, Result, Seat, blocking};
 
 /// Bytes that are given to the object store at once.
 const BLOCK: u64 = 8 << 20;
-/// How long to wait for a blob of this digest to be removed, before it is stored anew.
-const LEAVING: Duration = Duration::from_millis(50);
-const LEAVING_ROUNDS: usize = 100;
 
 /// A part file: the same digest from two uploaders is two files, as each must prove that it has the content.
 pub(super) type PartKey = (Digest, String);
@@ -32,18 +29,14 @@ pub struct Upload {
 impl Artifacts {
     /// Pins the blob where it is stored already.
     async fn pin_stored(&self, pin: &Pin) -> Result<bool> {
-        for _ in 0..LEAVING_ROUNDS {
-            match self.parts.index.blob(&pin.digest).await? {
-                None => return Ok(false),
-                Some(blob) if blob.size != pin.size => {
-                    let message = format!("the blob with this digest has {} bytes", blob.size);
-                    return Err(Error::invalid("open.size", message));
-                }
-                Some(blob) if !blob.leaving && self.parts.index.pin(pin).await? => return Ok(true),
-                Some(_) => tokio::time::sleep(LEAVING).await,
+        match self.parts.index.blob(&pin.digest).await? {
+            None => Ok(false),
+            Some(blob) if blob.size != pin.size => {
+                let message = format!("the blob with this digest has {} bytes", blob.size);
+                Err(Error::invalid("open.size", message))
             }
+            Some(_) => Ok(self.parts.index.pin(pin).await?),
         }
-        Err(Error::Busy("the blob is being removed; try again"))
     }
 
     pub(super) async fn begin(&self, pin: Pin, uploader: String) -> Result<Upload> {
@@ -118,32 +111,36 @@ impl Upload {
     }
 
     async fn store(&self, mut part: Part) -> Result<Part> {
-        let blob = BlobRow {
-            digest: self.pin.digest.clone(),
-            size: self.pin.size,
-            leaving: false,
-            stored_at: self.artifacts.parts.clock.now(),
-        };
+        let super::Parts { index, clock, .. } = &self.artifacts.parts;
         // Another upload of the same content may have been quicker.
         while !self.artifacts.pin_stored(&self.pin).await? {
-            part = self.put(part).await?;
-            if self.artifacts.parts.index.store(&blob, &self.pin).await? {
+            let object = self.fresh_object();
+            index.announce(&object, clock.now()).await?;
+            part = self.put(&self.artifacts.object(&object), part).await?;
+            let (digest, size) = (self.pin.digest.clone(), self.pin.size);
+            let blob = BlobRow { digest, size, object, stored_at: clock.now() };
+            if index.store(&blob, &self.pin).await? {
                 break;
             }
         }
         Ok(part)
     }
 
-    async fn put(&self, part: Part) -> Result<Part> {
-        let path = self.artifacts.object(&self.pin.digest);
+    /// The first two digits spread the blobs over 256 folders; the last part is of this upload alone.
+    fn fresh_object(&self) -> String {
+        let digest = self.pin.digest.as_str();
+        format!("{}/{digest}-{}", &digest[..2], self.artifacts.parts.clock.id().simple())
+    }
+
+    async fn put(&self, path: &Path, part: Part) -> Result<Part> {
         let objects = &self.artifacts.parts.objects;
-        let fail = |e| Error::object("write", &path, e);
+        let fail = |e| Error::object("write", path, e);
         if self.pin.size <= BLOCK {
             let (part, bytes) = block(part, 0).await?;
-            objects.put(&path, bytes.into()).await.map_err(fail)?;
+            objects.put(path, bytes.into()).await.map_err(fail)?;
             return Ok(part);
         }
-        let mut upload = objects.put_multipart(&path).await.map_err(fail)?;
+        let mut upload = objects.put_multipart(path).await.map_err(fail)?;
         match self.put_blocks(part, upload.as_mut()).await {
             Ok(part) => {
                 upload.complete().await.map_err(fail)?;

@@ -1,5 +1,7 @@
 //! AdminService.
 
+mod audit;
+
 use std::collections::HashMap;
 
 use kiln_core::{
@@ -9,7 +11,7 @@ use kiln_core::{
 use kiln_proto::{convert, v1};
 use tonic::{Request, Response, Status};
 
-use super::{refuse, view};
+use super::{auth, refuse, view};
 use crate::app::{
     App,
     views::{AgentView, Role, TokenRow},
@@ -84,12 +86,13 @@ impl v1::admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::PauseAgentRequest>,
     ) -> Result<Response<v1::PauseAgentResponse>, Status> {
+        let app = self.app.by(&auth::caller(&request)?);
         let request = request.into_inner();
         let duration = duration(request.duration_ms).map_err(refuse)?;
         if request.note.len() > MAX_NOTE {
             return Err(refuse(Violation::new("note", format!("at most {MAX_NOTE} bytes"))));
         }
-        let view = self.app.pause_agent(&request.agent, &request.note, duration).await?;
+        let view = app.pause_agent(&request.agent, &request.note, duration).await?;
         Ok(Response::new(v1::PauseAgentResponse { agent: Some(self.agent(view)) }))
     }
 
@@ -97,7 +100,8 @@ impl v1::admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::ResumeAgentRequest>,
     ) -> Result<Response<v1::ResumeAgentResponse>, Status> {
-        let view = self.app.resume_agent(&request.get_ref().agent).await?;
+        let app = self.app.by(&auth::caller(&request)?);
+        let view = app.resume_agent(&request.get_ref().agent).await?;
         Ok(Response::new(v1::ResumeAgentResponse { agent: Some(self.agent(view)) }))
     }
 
@@ -105,7 +109,8 @@ impl v1::admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::DrainAgentRequest>,
     ) -> Result<Response<v1::DrainAgentResponse>, Status> {
-        let view = self.app.drain_agent(&request.get_ref().agent).await?;
+        let app = self.app.by(&auth::caller(&request)?);
+        let view = app.drain_agent(&request.get_ref().agent).await?;
         Ok(Response::new(v1::DrainAgentResponse { agent: Some(self.agent(view)) }))
     }
 
@@ -113,7 +118,8 @@ impl v1::admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::EvictAgentRequest>,
     ) -> Result<Response<v1::EvictAgentResponse>, Status> {
-        let leases = self.app.evict_agent(&request.get_ref().agent).await?;
+        let app = self.app.by(&auth::caller(&request)?);
+        let leases = app.evict_agent(&request.get_ref().agent).await?;
         let leases = i32::try_from(leases).unwrap_or(i32::MAX);
         Ok(Response::new(v1::EvictAgentResponse { leases }))
     }
@@ -133,6 +139,7 @@ impl v1::admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::CreateTokenRequest>,
     ) -> Result<Response<v1::CreateTokenResponse>, Status> {
+        let app = self.app.by(&auth::caller(&request)?);
         let request = request.into_inner();
         let role = role(request.role).map_err(refuse)?;
         let duration = duration(request.duration_ms).map_err(refuse)?;
@@ -141,7 +148,7 @@ impl v1::admin_service_server::AdminService for Admin {
             return Err(refuse(Violation::new("name", message)));
         }
         let project = Some(request.project.as_str()).filter(|name| !name.is_empty());
-        let (row, secret) = self.app.create_token(&request.name, role, project, duration).await?;
+        let (row, secret) = app.create_token(&request.name, role, project, duration).await?;
         let token = Some(view::token(row, request.project.clone()));
         Ok(Response::new(v1::CreateTokenResponse { token, secret }))
     }
@@ -158,8 +165,34 @@ impl v1::admin_service_server::AdminService for Admin {
         &self,
         request: Request<v1::RevokeTokenRequest>,
     ) -> Result<Response<v1::RevokeTokenResponse>, Status> {
+        let app = self.app.by(&auth::caller(&request)?);
         let id = convert::id("token", &request.get_ref().token).map_err(refuse)?;
-        self.app.revoke_token(id).await?;
+        app.revoke_token(id).await?;
         Ok(Response::new(v1::RevokeTokenResponse {}))
+    }
+
+    async fn rotate_token(
+        &self,
+        request: Request<v1::RotateTokenRequest>,
+    ) -> Result<Response<v1::RotateTokenResponse>, Status> {
+        let app = self.app.by(&auth::caller(&request)?);
+        let v1::RotateTokenRequest { token, grace_ms } = request.into_inner();
+        let (row, secret) = app.rotate_token(&token, grace_ms).await?;
+        let token = self.name_projects(vec![row]).await?.pop();
+        Ok(Response::new(v1::RotateTokenResponse { token, secret }))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<v1::ListAuditRequest>,
+    ) -> Result<Response<v1::ListAuditResponse>, Status> {
+        let (filter, before, limit) = audit::read(request.into_inner())?;
+        // One more than the page: it tells whether there is another.
+        let mut rows = self.app.list_audit(&filter, before, limit + 1).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let next_before = rows.last().filter(|_| more).map_or(0, |row| row.number);
+        let records = rows.into_iter().map(audit::record).collect();
+        Ok(Response::new(v1::ListAuditResponse { records, next_before }))
     }
 }

@@ -1,16 +1,18 @@
 //! AgentService: enrolment, and the frames of a session.
 
-use futures::{StreamExt, stream::BoxStream};
+use std::{sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt, stream::BoxStream};
 use kiln_core::{id::LeaseId, session::Report, spec::Violation};
 use kiln_proto::{PROTOCOL_MAX, PROTOCOL_MIN, convert, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{auth, refuse, status};
+use super::{auth, bucket::Buckets, refuse, status};
 use crate::{
-    app::{Hello, Principal},
+    app::{Given, Hello, Principal},
     session::{self, Error, Frame, Parts, Word},
 };
 
@@ -26,11 +28,28 @@ const MAX_REASON: usize = 1_000;
 pub struct Agents {
     parts: Parts,
     tasks: TaskTracker,
+    /// Frames a second of one session; zero is no limit.
+    frames: u32,
 }
 
 impl Agents {
-    pub fn new(parts: Parts, tasks: TaskTracker) -> Self {
-        Self { parts, tasks }
+    pub fn new(parts: Parts, tasks: TaskTracker, frames: u32) -> Self {
+        Self { parts, tasks, frames }
+    }
+
+    /// The frames, no faster than allowed: what waits, waits in the agent.
+    fn paced<S: Stream>(&self, frames: S) -> impl Stream<Item = S::Item> + use<S> {
+        let pace = Buckets::new(self.frames, Duration::from_secs(1), self.frames).map(Arc::new);
+        let clock = Arc::clone(self.parts.app.clock());
+        frames.then(move |frame| {
+            let (pace, clock) = (pace.clone(), Arc::clone(&clock));
+            async move {
+                while let Some(Err(wait)) = pace.as_ref().map(|p| p.take((), clock.elapsed())) {
+                    tokio::time::sleep(wait).await;
+                }
+                frame
+            }
+        })
     }
 }
 
@@ -42,12 +61,13 @@ impl v1::agent_service_server::AgentService for Agents {
         &self,
         request: Request<v1::EnrollAgentRequest>,
     ) -> Result<Response<v1::EnrollAgentResponse>, Status> {
+        let peer = auth::peer(&request);
         let request = request.into_inner();
         if request.credential_sha256.len() != DIGEST {
             let message = "must be the 32 bytes of a SHA-256";
             return Err(refuse(Violation::new("credential_sha256", message)));
         }
-        let app = &self.parts.app;
+        let app = self.parts.app.from_peer(peer);
         let agent = app.enroll(&request.token, &request.name, &request.credential_sha256).await?;
         Ok(Response::new(v1::EnrollAgentResponse { agent: agent.to_string() }))
     }
@@ -59,7 +79,9 @@ impl v1::agent_service_server::AgentService for Agents {
         let Principal::Agent { id, .. } = auth::principal(&request)? else {
             return Err(status::denied("only agents have sessions", "enrol an agent first"));
         };
-        let frames = request.into_inner().map(|frame| read(frame.map_err(|_| Error::Lost)?));
+        let frames =
+            request.into_inner().map(|frame| read(frame.map_err(|status| broken(&status))?));
+        let frames = self.paced(frames);
         let (words, said) = mpsc::channel(BATCHES);
         // The answer must be there before anything is awaited: the agent may wait for it to say Hello.
         self.tasks.spawn(session::run(self.parts.clone(), id, frames.boxed(), words));
@@ -84,6 +106,16 @@ impl From<Error> for Status {
             Error::Shutdown | Error::Lost => status::going_away(),
             Error::App(error) => error.into(),
         }
+    }
+}
+
+/// A message that can't be read, or the end of the stream.
+fn broken(status: &Status) -> Error {
+    match status.code() {
+        Code::Internal | Code::OutOfRange => {
+            Error::Frame(vec![Violation::new("frame", status.message())])
+        }
+        _ => Error::Lost,
     }
 }
 
@@ -170,10 +202,11 @@ fn write(word: Word) -> v1::SessionResponse {
     use v1::session_response::Frame as Wire;
     let text = |lease: LeaseId| lease.to_string();
     let frame = match word {
-        Word::Welcome { session, protocol, heartbeat, grace, keep, abandon } => {
+        Word::Welcome { session, protocol, heartbeat, grace, keep, secrets, abandon } => {
+            let of = |lease| secrets.get(&lease).into_iter().flatten().map(Into::into).collect();
             let kept = |(lease, cancelling): (LeaseId, bool)| v1::KeptLease {
                 lease: lease.to_string(),
-                secrets: vec![],
+                secrets: of(lease),
                 cancelling,
             };
             Wire::Welcome(v1::Welcome {
@@ -185,7 +218,10 @@ fn write(word: Word) -> v1::SessionResponse {
                 abandon: abandon.into_iter().map(text).collect(),
             })
         }
-        Word::Assign(session, assignment) => Wire::Assign(convert::assign(session, *assignment)),
+        Word::Assign(session, given) => {
+            let Given { assignment, secrets } = *given;
+            Wire::Assign(convert::assign(session, assignment, &secrets))
+        }
         Word::Ack(lease) => Wire::Ack(v1::Ack { lease: text(lease) }),
         Word::Revoke(lease) => Wire::Revoke(v1::Revoke { lease: text(lease) }),
         Word::Abandon(lease) => Wire::Abandon(v1::Abandon { lease: text(lease) }),

@@ -45,34 +45,43 @@ impl ArtifactApi {
         what: Option<v1::get_artifact_request::What>,
     ) -> Result<BlobRow, Status> {
         use v1::get_artifact_request::What;
-        let sha256 = match what {
-            None => return Err(wrong("what", "must be a digest or an artifact")),
-            Some(What::Sha256(sha256)) => {
-                by_digest(caller)?;
-                sha256
+        match what {
+            None => Err(wrong("what", "must be a digest or an artifact")),
+            Some(What::Sha256(sha256)) => self.by_digest(caller, &sha256).await,
+            Some(What::Artifact(artifact)) => self.by_name(caller, &artifact).await,
+        }
+    }
+
+    /// A digest says nothing of a project: only who may see all of them asks by it, or an agent whose leases need it.
+    async fn by_digest(&self, caller: &Principal, sha256: &str) -> Result<BlobRow, Status> {
+        let found = match caller {
+            Principal::Agent { id, .. } => self.artifacts.needed(*id, sha256).await,
+            Principal::Token { role: Role::Admin, project: None, .. } => {
+                self.artifacts.blob(sha256).await
             }
-            Some(What::Artifact(v1::ArtifactRef { job, name })) => {
-                let id: JobId = convert::id("artifact.job", &job).map_err(refuse)?;
-                let job = self.artifacts.job(id).await.map_err(failed)?;
-                auth::within(caller, job.project)?;
-                let row = self.artifacts.artifact(id, &name).await.map_err(failed)?;
-                row.artifact.sha256
+            Principal::Token { .. } => {
+                return Err(status::denied(
+                    "only agents and administrators fetch by digest",
+                    "name the job and the artifact instead",
+                ));
             }
         };
-        self.artifacts.blob(&sha256).await.map_err(failed)
+        found.map_err(failed)
     }
-}
 
-/// A digest says nothing of a project: only who may see all of them asks by it.
-fn by_digest(caller: &Principal) -> Result<(), Status> {
-    match caller {
-        Principal::Agent { .. } | Principal::Token { role: Role::Admin, project: None, .. } => {
-            Ok(())
+    async fn by_name(
+        &self,
+        caller: &Principal,
+        artifact: &v1::ArtifactRef,
+    ) -> Result<BlobRow, Status> {
+        if matches!(caller, Principal::Agent { .. }) {
+            let hint = "ask for the digest that the assignment names";
+            return Err(status::denied("agents fetch by digest only", hint));
         }
-        Principal::Token { .. } => Err(status::denied(
-            "only agents and administrators fetch by digest",
-            "name the job and the artifact instead",
-        )),
+        let id: JobId = convert::id("artifact.job", &artifact.job).map_err(refuse)?;
+        auth::within(caller, &self.artifacts.job(id).await.map_err(failed)?)?;
+        let row = self.artifacts.artifact(id, &artifact.name).await.map_err(failed)?;
+        self.artifacts.blob(&row.artifact.sha256).await.map_err(failed)
     }
 }
 
@@ -144,10 +153,10 @@ impl v1::artifact_service_server::ArtifactService for ArtifactApi {
         let v1::ListArtifactsRequest { build, job } = request.into_inner();
         let build: BuildId = convert::id("build", &build).map_err(refuse)?;
         let job: Option<JobId> = convert::optional_id("job", &job).map_err(refuse)?;
+        auth::within(&caller, &self.artifacts.build(build).await.map_err(failed)?)?;
         let jobs = self.artifacts.list(build, job).await.map_err(failed)?;
         let mut artifacts = Vec::new();
         for (job, rows) in jobs {
-            auth::within(&caller, job.project)?;
             artifacts.extend(rows.into_iter().map(|row| v1::JobArtifact {
                 job: job.job.id.to_string(),
                 job_name: job.name.clone(),

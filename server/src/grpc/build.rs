@@ -40,7 +40,7 @@ impl Builds {
     /// Whether the caller may touch this build.
     async fn guard(&self, caller: &Principal, build: BuildId) -> Result<(), Status> {
         if auth::bound(caller).is_some() {
-            auth::within(caller, self.app.build(build).await?.build.project)?;
+            auth::within(caller, &self.app.build(build).await?.build)?;
         }
         Ok(())
     }
@@ -57,7 +57,7 @@ impl Builds {
                 status::denied("the token's project is gone", "ask an administrator for a token")
             });
         }
-        auth::within(caller, self.app.project(&name).await?.id)?;
+        auth::within(caller, &self.app.project(&name).await?)?;
         Ok(name)
     }
 
@@ -98,7 +98,9 @@ impl v1::build_service_server::BuildService for Builds {
         &self,
         request: Request<v1::SubmitBuildRequest>,
     ) -> Result<Response<v1::SubmitBuildResponse>, Status> {
-        let caller = auth::principal(&request)?;
+        let caller = auth::caller(&request)?;
+        let app = self.app.by(&caller);
+        let caller = caller.principal;
         let request = request.into_inner();
         let spec =
             request.spec.ok_or_else(|| refuse(Violation::new("spec", "say what to build")))?;
@@ -107,6 +109,7 @@ impl v1::build_service_server::BuildService for Builds {
             project: self.project(&caller, request.project).await?,
             key: Some(request.key).filter(|key| !key.is_empty()),
             spec,
+            secrets: convert::secrets(request.secrets),
             submitter: match caller {
                 Principal::Token { name, .. } | Principal::Agent { name, .. } => name,
             },
@@ -116,7 +119,7 @@ impl v1::build_service_server::BuildService for Builds {
             return Ok(Response::new(v1::SubmitBuildResponse::default()));
         }
         self.hold_sources(&submit.spec).await?;
-        let (build, created) = self.app.submit(submit).await?;
+        let (build, created) = app.submit(submit).await?;
         let build = Some(view::build(build));
         Ok(Response::new(v1::SubmitBuildResponse { build, created }))
     }
@@ -128,7 +131,7 @@ impl v1::build_service_server::BuildService for Builds {
         let caller = auth::principal(&request)?;
         let id = convert::id("build", &request.get_ref().build).map_err(refuse)?;
         let (build, jobs) = self.app.build_with_jobs(id).await?;
-        auth::within(&caller, build.build.project)?;
+        auth::within(&caller, &build.build)?;
         let jobs = jobs.into_iter().map(view::job).collect();
         Ok(Response::new(v1::GetBuildResponse { build: Some(view::build(build)), jobs }))
     }
@@ -143,7 +146,7 @@ impl v1::build_service_server::BuildService for Builds {
         let mut filter = filter(&request)?;
         if let Some(own) = auth::bound(&caller) {
             if !request.project.is_empty() {
-                auth::within(&caller, self.app.project(&request.project).await?.id)?;
+                auth::within(&caller, &self.app.project(&request.project).await?)?;
             }
             filter.project = Some(own);
         }
@@ -165,7 +168,7 @@ impl v1::build_service_server::BuildService for Builds {
         let request = request.into_inner();
         let id = convert::id("build", &request.build).map_err(refuse)?;
         convert::unsigned("after", request.after).map_err(refuse)?;
-        auth::within(&caller, self.app.build(id).await?.build.project)?;
+        auth::within(&caller, &self.app.build(id).await?.build)?;
         let watch = Watch::new(self.app.clone(), id, request.after, self.stop.clone());
         Ok(Response::new(watch.stream().boxed()))
     }
@@ -174,15 +177,15 @@ impl v1::build_service_server::BuildService for Builds {
         &self,
         request: Request<v1::CancelBuildRequest>,
     ) -> Result<Response<v1::CancelBuildResponse>, Status> {
-        let caller = auth::principal(&request)?;
+        let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let build = convert::id("build", &request.build).map_err(refuse)?;
         let job = convert::optional_id("job", &request.job).map_err(refuse)?;
         if request.reason.len() > MAX_REASON {
             return Err(refuse(Violation::new("reason", format!("at most {MAX_REASON} bytes"))));
         }
-        self.guard(&caller, build).await?;
-        let build = self.app.cancel(build, job, &request.reason).await?;
+        self.guard(&caller.principal, build).await?;
+        let build = self.app.by(&caller).cancel(build, job, &request.reason).await?;
         Ok(Response::new(v1::CancelBuildResponse { build: Some(view::build(build)) }))
     }
 
@@ -190,12 +193,12 @@ impl v1::build_service_server::BuildService for Builds {
         &self,
         request: Request<v1::RetryBuildRequest>,
     ) -> Result<Response<v1::RetryBuildResponse>, Status> {
-        let caller = auth::principal(&request)?;
+        let caller = auth::caller(&request)?;
         let request = request.into_inner();
         let build = convert::id("build", &request.build).map_err(refuse)?;
         let targets = targets(&request.targets).map_err(|found| status::invalid(&found))?;
-        self.guard(&caller, build).await?;
-        let (build, jobs) = self.app.retry(build, targets).await?;
+        self.guard(&caller.principal, build).await?;
+        let (build, jobs) = self.app.by(&caller).retry(build, targets).await?;
         Ok(Response::new(v1::RetryBuildResponse {
             build: Some(view::build(build)),
             jobs: jobs.iter().map(ToString::to_string).collect(),
@@ -209,7 +212,7 @@ impl v1::build_service_server::BuildService for Builds {
         let caller = auth::principal(&request)?;
         let id = convert::id("job", &request.get_ref().job).map_err(refuse)?;
         let explanation = self.app.explain(id).await?;
-        auth::within(&caller, explanation.job.job.project)?;
+        auth::within(&caller, &explanation.job.job)?;
         let lines = self.lines(&explanation).await;
         Ok(Response::new(v1::ExplainJobResponse {
             job: Some(view::job(explanation.job)),

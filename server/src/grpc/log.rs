@@ -34,7 +34,7 @@ impl LogApi {
     async fn job(&self, caller: &Principal, text: &str) -> Result<JobId, Status> {
         let id: JobId = convert::id("job", text).map_err(refuse)?;
         let job = self.logs.job(id).await.map_err(failed)?;
-        auth::within(caller, job.project)?;
+        auth::within(caller, &job)?;
         Ok(id)
     }
 }

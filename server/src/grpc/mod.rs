@@ -6,10 +6,12 @@ mod admin;
 mod agent;
 mod artifact;
 pub mod auth;
+mod bucket;
 mod build;
 mod log;
 mod page;
 mod project;
+mod secret;
 pub mod status;
 mod view;
 mod watch;
@@ -23,6 +25,7 @@ pub use artifact::ArtifactApi;
 pub use build::Builds;
 pub use log::LogApi;
 pub use project::Projects;
+pub use secret::Secrets;
 
 /// Refuses a request for one field.
 fn refuse(violation: Violation) -> Status {

@@ -24,11 +24,12 @@ impl v1::project_service_server::ProjectService for Projects {
         &self,
         request: Request<v1::CreateProjectRequest>,
     ) -> Result<Response<v1::CreateProjectResponse>, Status> {
+        let app = self.app.by(&auth::caller(&request)?);
         let request = request.into_inner();
         let weight = convert::count("weight", request.weight).map_err(refuse)?;
         let weight = Some(weight).filter(|weight| *weight > 0);
         let max_running = convert::count("max_running", request.max_running).map_err(refuse)?;
-        let row = self.app.create_project(&request.name, weight, max_running).await?;
+        let row = app.create_project(&request.name, weight, max_running).await?;
         Ok(Response::new(v1::CreateProjectResponse { project: Some(view::project(row)) }))
     }
 
@@ -38,7 +39,7 @@ impl v1::project_service_server::ProjectService for Projects {
     ) -> Result<Response<v1::GetProjectResponse>, Status> {
         let caller = auth::principal(&request)?;
         let row = self.app.project(&request.get_ref().name).await?;
-        auth::within(&caller, row.id)?;
+        auth::within(&caller, &row)?;
         Ok(Response::new(v1::GetProjectResponse { project: Some(view::project(row)) }))
     }
 
@@ -48,7 +49,7 @@ impl v1::project_service_server::ProjectService for Projects {
     ) -> Result<Response<v1::ListProjectsResponse>, Status> {
         let caller = auth::principal(&request)?;
         let rows = self.app.projects().await?.into_iter();
-        let rows = rows.filter(|row| auth::within(&caller, row.id).is_ok());
+        let rows = rows.filter(|row| auth::within(&caller, row).is_ok());
         Ok(Response::new(v1::ListProjectsResponse { projects: rows.map(view::project).collect() }))
     }
 
@@ -56,14 +57,14 @@ impl v1::project_service_server::ProjectService for Projects {
         &self,
         request: Request<v1::UpdateProjectRequest>,
     ) -> Result<Response<v1::UpdateProjectResponse>, Status> {
-        let caller = auth::principal(&request)?;
+        let caller = auth::caller(&request)?;
         let v1::UpdateProjectRequest { name, weight, max_running, paused } = request.into_inner();
         let read = |field: &str, value: Option<i32>| {
             value.map(|value| convert::count(field, value)).transpose().map_err(refuse)
         };
         let (weight, max_running) = (read("weight", weight)?, read("max_running", max_running)?);
-        auth::within(&caller, self.app.project(&name).await?.id)?;
-        let row = self.app.update_project(&name, weight, max_running, paused).await?;
+        auth::within(&caller.principal, &self.app.project(&name).await?)?;
+        let row = self.app.by(&caller).update_project(&name, weight, max_running, paused).await?;
         Ok(Response::new(v1::UpdateProjectResponse { project: Some(view::project(row)) }))
     }
 }

@@ -38,6 +38,9 @@ impl From<Error> for Status {
                 Reply::new(Code::FailedPrecondition, code).say(text)
             }
             Error::Unauthenticated(_) => unauthenticated(text),
+            Error::Evicted => Reply::new(Code::Unauthenticated, "AGENT_EVICTED")
+                .with("hint", "enrol it anew: an empty data folder, and a token of `kiln token create NAME --role enroller`")
+                .say(text),
             Error::Denied(_) => Reply::new(Code::PermissionDenied, "DENIED").say(text),
             Error::Busy(_) => {
                 Reply::new(Code::ResourceExhausted, "BUSY").after(RETRY_BUSY).say(text)
@@ -96,6 +99,18 @@ pub fn unauthenticated(text: impl Into<String>) -> Status {
 /// A credential that is not enough.
 pub fn denied(text: impl Into<String>, hint: impl Into<String>) -> Status {
     Reply::new(Code::PermissionDenied, "DENIED").with("hint", hint).say(text)
+}
+
+/// A limit of this server was reached; the same call may be made after the wait.
+pub fn too_much(text: impl Into<String>, limit: &str, wait: Duration) -> Status {
+    Reply::new(Code::ResourceExhausted, "LIMIT")
+        .with("limit", limit)
+        .with(
+            "hint",
+            "call less often; an administrator can raise the limit in the server's configuration",
+        )
+        .after(wait)
+        .say(text)
 }
 
 /// The server goes; another one, or this one after its restart, goes on.

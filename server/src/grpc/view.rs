@@ -151,5 +151,8 @@ pub(super) fn token(row: TokenRow, project: String) -> v1::Token {
         project,
         created_ms: row.created_at,
         expires_ms: row.expires_at.unwrap_or(0),
+        last_used_ms: row.last_used_at.unwrap_or(0),
+        used_by: row.used.map(|(agent, _)| agent.to_string()).unwrap_or_default(),
+        used_ms: row.used.map_or(0, |(_, at)| at),
     }
 }

@@ -14,8 +14,6 @@ use crate::{
     wake::Subscription,
 };
 
-/// A hint can be lost.
-const LOOK: Duration = Duration::from_secs(3);
 /// How long a follower waits for the log of a lease that ended without a report: its agent is most likely gone.
 const LOST: Duration = Duration::from_secs(30);
 /// How long for the rest of a log whose job has reported its end.
@@ -107,7 +105,7 @@ impl Follower {
             }
             tokio::select! {
                 () = self.hints.changed() => {}
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(self.logs.parts.look) => {}
             }
         }
         Ok(None)

@@ -78,6 +78,8 @@ pub struct Parts {
     pub rows: SharedStore,
     pub wake: Arc<dyn Wake>,
     pub clock: SharedClock,
+    /// Between two looks of a follower, as a hint can be lost.
+    pub look: Duration,
 }
 
 /// All logs. Cheap to clone.
@@ -158,6 +160,19 @@ impl Logs {
         let truncated = state == LogState::Truncated || state == LogState::Open && !arrived && late;
         let key = Key { lease: lease.id, stream: stream.to_owned() };
         Ok(Info { key, size, complete, truncated, stages, streams, row })
+    }
+
+    /// Nothing will be added to any stream of the lease: all is there, nobody sends it, or it is too late.
+    pub async fn has_ended(&self, id: LeaseId) -> Result<bool> {
+        let Some(lease) = self.parts.rows.lease(id).await? else { return Ok(true) };
+        if lease.phase != LeasePhase::Finished || self.is_late(&lease, LATE) {
+            return Ok(!lease.phase.is_open());
+        }
+        let rows = self.parts.index.logs_of(id).await?;
+        Ok(lease.log_lengths.iter().all(|(stream, length)| {
+            let row = rows.iter().find(|row| row.key.stream == *stream);
+            row.map_or(*length == 0, |row| row.state != LogState::Open)
+        }))
     }
 
     /// The bytes of a log from `offset` on, at most [`MAX_READ`].

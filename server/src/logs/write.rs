@@ -38,7 +38,7 @@ impl Writer {
         check_stream(stream)?;
         let lease = logs.lease(lease).await?;
         if lease.agent != agent {
-            return Err(Error::Denied("the lease belongs to another agent"));
+            return Err(Error::not_found("lease", lease.id));
         }
         let key = Key { lease: lease.id, stream: stream.to_owned() };
         let index = &logs.parts.index;

@@ -1,17 +1,18 @@
 //! Logs and blobs of a server: where they are, and what is done to them from time to time.
 
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use object_store::{local::LocalFileSystem, path::Path};
+use object_store::aws::AmazonS3Builder;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Error, Result};
+use super::Result;
 use crate::{
     artifacts::{self, Artifacts, BlobIndex},
     clock::SharedClock,
-    config::Config,
+    config::{self, Config, Location},
     files::Stored,
-    logs::{self, LogIndex, Logs, fs::FsStore},
+    logs::{self, LogIndex, LogStore, Logs, fs::FsStore, object::ObjectLogs},
+    storage::{self, Objects},
     store::SharedStore,
     wake::Wake,
 };
@@ -30,7 +31,7 @@ pub(super) struct Ground<'a> {
     pub(super) halt: &'a CancellationToken,
 }
 
-/// Opens both under the data folder, with their rows in `index`.
+/// Opens both where the configuration says, with their rows in `index`.
 pub(super) async fn open<I>(ground: Ground<'_>, index: Arc<I>) -> Result<Stored>
 where
     I: LogIndex + BlobIndex + 'static,
@@ -38,27 +39,38 @@ where
     let Ground { config, rows, wake, clock, tasks, halt } = ground;
     let data = &config.data_dir;
     let fresh = clock.id().simple().to_string();
-    let logs: Arc<dyn LogIndex> = Arc::<I>::clone(&index);
-    let store = Arc::new(FsStore::open(data.join("logs"), Arc::clone(&logs), &fresh).await?);
+    let log_index: Arc<dyn LogIndex> = Arc::<I>::clone(&index);
+    let shared = match config.storage.location().map_err(config::Error::from)? {
+        Location::DataDir => None,
+        Location::Folder(folder) => Some(storage::folder(folder)?),
+        Location::Bucket { bucket, prefix } => {
+            Some(storage::bucket(AmazonS3Builder::from_env(), &bucket, &prefix).await?)
+        }
+    };
+    let (objects, store): (Objects, Arc<dyn LogStore>) = match shared {
+        None => {
+            let logs = FsStore::open(data.join("logs"), Arc::clone(&log_index), &fresh).await?;
+            (storage::folder(data.join("artifacts"))?, Arc::new(logs))
+        }
+        Some(objects) => {
+            let (store, root) = (Arc::clone(&objects.store), objects.root.clone().join("logs"));
+            let logs = ObjectLogs::open(store, root, Arc::clone(&log_index), &fresh).await?;
+            (objects, Arc::new(logs))
+        }
+    };
     let parts = logs::Parts {
-        index: logs,
+        index: log_index,
         store,
         rows: Arc::clone(&rows),
         wake,
         clock: Arc::clone(&clock),
+        look: config.timing().sweep,
     };
     let logs = Logs::start(parts, tasks, halt.clone());
-    let folder = config.artifacts_dir()?;
-    let unusable = |source: io::Error| Error::Artifacts { folder: folder.clone(), source };
-    fs::create_dir_all(&folder).map_err(unusable)?;
-    let objects = LocalFileSystem::new_with_prefix(&folder)
-        .map_err(|error| unusable(io::Error::other(error)))?
-        // "Stored" means durable.
-        .with_fsync(true);
     let parts = artifacts::Parts {
         index,
-        objects: Arc::new(objects),
-        root: Path::from("blobs"),
+        objects: objects.store,
+        root: objects.root.join("blobs"),
         folder: data.join("uploads"),
         rows,
         clock,
@@ -77,7 +89,10 @@ pub(super) struct Keep {
 impl Keep {
     pub(super) fn of(config: &Config) -> Self {
         let days = |days: u32| (days > 0).then(|| DAY * days);
-        Self { logs: days(config.log_days), artifacts: days(config.artifact_days) }
+        Self {
+            logs: days(config.retention.log_days),
+            artifacts: days(config.retention.artifact_days),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUn
 use kiln_core::{
     agent::{Load, Profile},
     id::{AgentId, LeaseId},
-    session::{Assignment, Held, Input, LeaseFacts, Record, Recorded, Say, Session},
+    session::{Assignment, Held, Input, LeaseFacts, LeasePhase, Record, Recorded, Say, Session},
 };
 use tokio::{sync::Notify, time::Instant};
 
@@ -19,7 +19,7 @@ use super::{
     record::{lease_of, record},
 };
 use crate::{
-    app::{self, Hello, Welcome},
+    app::{self, Given, Hello, Welcome},
     wake::Subscription,
 };
 
@@ -58,9 +58,19 @@ enum Done {
     /// It is time to claim; it was so at once.
     Claimable(bool),
     Claimed(app::Result<Vec<Assignment>>),
-    /// What the rows say, and the leases to compare with it.
-    Facts(Vec<LeaseId>, app::Result<(Vec<LeaseFacts>, bool)>),
-    Fetched(LeaseId, app::Result<Box<Assignment>>),
+    /// What the rows say, and what was known when they were asked.
+    Facts(Known, app::Result<(Vec<LeaseFacts>, bool)>),
+    Fetched(LeaseId, app::Result<Box<Given>>),
+}
+
+/// What a session knows of its leases before it reads the rows.
+#[derive(Debug)]
+struct Known {
+    leases: BTreeSet<LeaseId>,
+    /// Those of which the agent has said all that it wants to say.
+    quiet: Vec<LeaseId>,
+    /// Claims that were made; nothing where one is under way.
+    claims: Option<u64>,
 }
 
 /// How far the next claim is.
@@ -97,6 +107,7 @@ pub(super) struct Actor {
     beat: Option<(Load, Option<Profile>)>,
     beating: bool,
     claim: Claim,
+    claims: u64,
     wanted: Wanted,
     /// Empty claims that nothing was waited for.
     spins: u32,
@@ -105,8 +116,8 @@ pub(super) struct Actor {
     /// The rows are being read.
     checking: bool,
     /// Contents of Assigns that were not said yet.
-    fresh: HashMap<LeaseId, Assignment>,
-    /// Leases whose Assign was asked for again and is in `fresh` now.
+    fresh: HashMap<LeaseId, Given>,
+    /// Leases whose Assign was fetched and is in `fresh` now.
     again: BTreeSet<LeaseId>,
     heard: Instant,
 }
@@ -126,6 +137,7 @@ impl Actor {
             beat: None,
             beating: false,
             claim: Claim::Idle,
+            claims: 0,
             spins: 0,
             wanted: Wanted { claim: true, ..Wanted::default() },
             poke: Arc::new(Notify::new()),
@@ -197,7 +209,11 @@ impl Actor {
         }
         if self.wanted.facts && !self.checking {
             (self.wanted.facts, self.checking) = (false, true);
-            let known = self.machine.leases().filter(|lease| self.is_quiet(*lease)).collect();
+            let known = Known {
+                leases: self.machine.leases().collect(),
+                quiet: self.machine.leases().filter(|lease| self.is_quiet(*lease)).collect(),
+                claims: self.claims_made(),
+            };
             let (app, agent) = (app, self.agent);
             self.work.push(async move { Done::Facts(known, app.facts(agent).await) }.boxed());
         }
@@ -214,6 +230,7 @@ impl Actor {
             self.work.push(tokio::time::sleep(REST).map(|()| Done::Claimable(false)).boxed());
         } else if std::mem::take(&mut self.wanted.claim) {
             self.claim = Claim::Running;
+            self.claims += 1;
             self.work.push(async move { Done::Claimed(app.claim(session).await) }.boxed());
         } else {
             self.claim = Claim::Waiting;
@@ -228,6 +245,10 @@ impl Actor {
             };
             self.work.push(wait.boxed());
         }
+    }
+
+    fn claims_made(&self) -> Option<u64> {
+        (self.claim != Claim::Running).then_some(self.claims)
     }
 
     fn claim_soon(&mut self) {
@@ -296,13 +317,14 @@ impl Actor {
             Done::Facts(known, result) => {
                 self.checking = false;
                 match result {
+                    Err(error @ app::Error::Evicted) => return Err(error.into()),
                     Ok((facts, draining)) => self.compare(&known, &facts, draining),
                     Err(error) => self.complain("the rows of an agent can't be read", &error),
                 }
             }
             Done::Fetched(lease, result) => match result {
-                Ok(assignment) if self.holds(lease) => {
-                    self.fresh.insert(lease, *assignment);
+                Ok(given) if self.holds(lease) => {
+                    self.fresh.insert(lease, *given);
                     self.again.insert(lease);
                 }
                 Ok(_) | Err(app::Error::NotFound { .. }) => self.wanted.facts = true,
@@ -354,7 +376,10 @@ impl Actor {
                 self.spins = 0;
                 self.wanted.claim = true;
                 self.machine.apply(Input::Given(given.iter().map(|given| given.lease).collect()));
-                self.fresh.extend(given.into_iter().map(|given| (given.lease, given)));
+                // What has secrets is fetched, with them, when it is said.
+                let plain = given.into_iter().filter(|given| given.spec.secrets.is_empty());
+                let plain = plain.map(|assignment| Given { assignment, secrets: vec![] });
+                self.fresh.extend(plain.map(|given| (given.assignment.lease, given)));
             }
             Err(error) => {
                 self.complain("a claim failed", &error);
@@ -364,18 +389,33 @@ impl Actor {
     }
 
     /// Compares what the machine knew when the rows were read with what they say.
-    fn compare(&mut self, known: &[LeaseId], facts: &[LeaseFacts], draining: bool) {
+    fn compare(&mut self, known: &Known, facts: &[LeaseFacts], draining: bool) {
+        self.take_up(known, facts);
         for facts in facts.iter().filter(|facts| facts.cancelling) {
             self.machine.apply(Input::Cancelling(facts.lease));
         }
         let open: BTreeSet<LeaseId> = facts.iter().map(|facts| facts.lease).collect();
-        for &lease in known.iter().filter(|lease| !open.contains(lease)) {
+        for &lease in known.quiet.iter().filter(|lease| !open.contains(lease)) {
             if self.is_quiet(lease) && self.holds(lease) {
                 self.fresh.remove(&lease);
                 self.machine.apply(Input::Voided(lease));
             }
         }
         self.drain(draining);
+    }
+
+    /// A claim whose answer was lost with a connection left leases in the rows that nobody would ever hear of.
+    fn take_up(&mut self, known: &Known, facts: &[LeaseFacts]) {
+        if known.claims.is_none() || known.claims != self.claims_made() {
+            return;
+        }
+        let unheard = facts.iter().filter(|facts| facts.phase == LeasePhase::Leased);
+        for lease in unheard.map(|facts| facts.lease) {
+            if !known.leases.contains(&lease) && !self.holds(lease) && self.is_quiet(lease) {
+                tracing::info!(agent = %self.agent, %lease, "the claim of a lease was not answered; it is given now");
+                self.machine.apply(Input::Given(vec![lease]));
+            }
+        }
     }
 
     fn drain(&mut self, draining: bool) {
@@ -401,22 +441,22 @@ impl Actor {
         }
         for lease in std::mem::take(&mut self.again) {
             if self.holds(lease)
-                && let Some(assignment) = self.fresh.remove(&lease)
+                && let Some(given) = self.fresh.remove(&lease)
             {
-                words.push(Word::Assign(self.machine.id(), Box::new(assignment)));
+                words.push(Word::Assign(self.machine.id(), Box::new(given)));
             }
         }
         words
     }
 
-    /// The Assign of a lease; where it was said before, its content is read again first.
+    /// The Assign of a lease; where its content is not at hand, or was said before, it is read first.
     fn assign(&mut self, lease: LeaseId) -> Option<Word> {
-        if let Some(assignment) = self.fresh.remove(&lease) {
-            return Some(Word::Assign(self.machine.id(), Box::new(assignment)));
+        if let Some(given) = self.fresh.remove(&lease) {
+            return Some(Word::Assign(self.machine.id(), Box::new(given)));
         }
         let app = self.parts.app.clone();
         self.work.push(
-            async move { Done::Fetched(lease, app.assignment(lease).await.map(Box::new)) }.boxed(),
+            async move { Done::Fetched(lease, app.given(lease).await.map(Box::new)) }.boxed(),
         );
         None
     }

@@ -12,20 +12,21 @@
 mod actor;
 mod record;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
 use kiln_core::{
     agent::{Load, Profile},
     id::{AgentId, LeaseId, SessionId},
-    session::{Assignment, Report},
+    secret::Secret,
+    session::Report,
     spec::Violation,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    app::{self, App, Hello},
+    app::{self, App, Given, Hello},
     files::Files,
 };
 use actor::Actor;
@@ -61,9 +62,11 @@ pub enum Word {
         grace: Duration,
         /// Leases that go on; the flag says that a cancel was asked for.
         keep: Vec<(LeaseId, bool)>,
+        /// What those of them that have secrets were given.
+        secrets: BTreeMap<LeaseId, Vec<Secret>>,
         abandon: Vec<LeaseId>,
     },
-    Assign(SessionId, Box<Assignment>),
+    Assign(SessionId, Box<Given>),
     Ack(LeaseId),
     Revoke(LeaseId),
     Abandon(LeaseId),
@@ -153,12 +156,15 @@ async fn session(
     let actor_hello = actor::Greeting::of(&hello);
     let welcome = parts.app.hello(agent, hello).await?;
     let timing = parts.app.timing();
+    let kept: Vec<LeaseId> = welcome.reconciled.keep.iter().map(|(lease, _)| *lease).collect();
+    let secrets = if kept.is_empty() { BTreeMap::new() } else { parts.app.granted(&kept).await? };
     let word = Word::Welcome {
         session: welcome.session,
         protocol,
         heartbeat: timing.heartbeat,
         grace: timing.grace,
         keep: welcome.reconciled.keep.clone(),
+        secrets,
         abandon: welcome.reconciled.abandon.clone(),
     };
     if words.send(Ok(vec![word])).await.is_err() {

@@ -5,6 +5,7 @@
 
 mod queue;
 mod read;
+mod secrets;
 mod write;
 
 use std::{
@@ -18,7 +19,7 @@ use std::{
 use kiln_core::{
     Millis,
     event::Record,
-    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SecretId, SessionId, TokenId},
     job::Status,
     schedule::Class,
     spec::JobSpec,
@@ -27,8 +28,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::{
-    AgentRow, ArtifactRow, BuildRow, Error, GroupRow, JobRow, LeaseRow, ProjectRow, Result,
-    SessionRow, TokenRow,
+    AgentRow, ArtifactRow, AuditRow, BuildRow, Error, EvictedAgentRow, GrantRow, GroupRow, JobRow,
+    LeaseRow, ProjectRow, Result, SecretRow, SessionRow, TokenRow,
 };
 
 /// Shared until it is written to.
@@ -53,8 +54,12 @@ struct State {
     artifacts: Table<JobId, Vec<ArtifactRow>>,
     affinities: Table<String, (AgentId, Millis)>,
     agents: Table<AgentId, AgentRow>,
+    evicted_agents: Table<AgentId, EvictedAgentRow>,
     sessions: Table<SessionId, SessionRow>,
     tokens: Table<TokenId, TokenRow>,
+    audit: Table<i64, AuditRow>,
+    secrets: Table<SecretId, SecretRow>,
+    grants: Table<(LeaseId, String), GrantRow>,
 }
 
 /// The store in memory. Cheap to clone: clones share the rows.
@@ -63,6 +68,7 @@ pub struct Memory {
     committed: Arc<RwLock<State>>,
     writer: Arc<Mutex<()>>,
     failures: Arc<AtomicU32>,
+    losses: Arc<AtomicU32>,
 }
 
 /// One write transaction.
@@ -79,7 +85,12 @@ impl Memory {
         self.failures.store(n, Ordering::SeqCst);
     }
 
-    /// What is committed now: sixteen reference counts.
+    /// The next `n` commits lose against a transaction that nobody sees, and change nothing.
+    pub fn lose_next_commits(&self, n: u32) {
+        self.losses.store(n, Ordering::SeqCst);
+    }
+
+    /// What is committed now: one reference count a table.
     fn snapshot(&self) -> State {
         self.committed.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -92,11 +103,14 @@ impl Memory {
 
 impl MemoryTx {
     fn publish(self) -> Result<()> {
-        let failing =
-            self.store
-                .failures
-                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        if failing.is_ok() {
+        let injected = |left: &AtomicU32| {
+            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+                .is_ok()
+        };
+        if injected(&self.store.losses) {
+            return Err(Error::Conflict);
+        }
+        if injected(&self.store.failures) {
             return Err(Error::Database {
                 action: "commit",
                 source: "a failure was injected".into(),

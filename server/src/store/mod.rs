@@ -4,8 +4,9 @@
 //! transitions costs as many statements as one. Three stores pass one suite of tests: SQLite, Postgres (`sql`) and
 //! the memory store of the simulation (`memory`).
 //!
-//! Order of locks in every transaction: session, builds by id, groups by id, projects by id.
+//! Order of locks in every transaction: session, builds by id, groups by id, projects by id, head of the audit log.
 
+mod audit;
 pub mod jobs;
 pub mod memory;
 pub mod rows;
@@ -17,12 +18,13 @@ use async_trait::async_trait;
 use kiln_core::{
     Millis,
     event::Record,
-    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SecretId, SessionId, TokenId},
     schedule::{Candidate, Class},
     spec::JobSpec,
 };
 use uuid::Uuid;
 
+pub use audit::*;
 pub use rows::*;
 
 /// Why the database did not do it.
@@ -47,6 +49,9 @@ pub enum Error {
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Open leases by backend.
+pub type Busy = BTreeMap<String, u32>;
 
 /// Projects that one claim looks at: enough for fairness, few enough for a claim that costs the same however many wait.
 pub const PROJECTS_OF_A_CLAIM: usize = 16;
@@ -95,6 +100,10 @@ pub trait Store: Debug + Send + Sync {
     /// All by name.
     async fn agents(&self) -> Result<Vec<AgentRow>>;
     async fn agent(&self, id: AgentId) -> Result<Option<AgentRow>>;
+    /// Those of the agents that exist, by id.
+    async fn agents_of(&self, ids: &[AgentId]) -> Result<Vec<AgentRow>>;
+    /// Who had this id until it was evicted.
+    async fn evicted_agent(&self, id: AgentId) -> Result<Option<EvictedAgentRow>>;
     /// Open sessions.
     async fn sessions(&self) -> Result<Vec<SessionRow>>;
     /// Raises `beat` of each session that is open and stores the agent's load; returns the sessions that were open.
@@ -106,6 +115,31 @@ pub trait Store: Debug + Send + Sync {
 
     async fn tokens(&self) -> Result<Vec<TokenRow>>;
     async fn token(&self, id: TokenId) -> Result<Option<TokenRow>>;
+
+    /// Records of the audit log that match, the newest first: at most `limit` of those numbered below `before`.
+    async fn audit(
+        &self,
+        filter: &AuditFilter,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>>;
+
+    /// Current secrets of a project by name, without their values, nor those of its builds.
+    async fn secrets(&self, project: ProjectId) -> Result<Vec<SecretRow>>;
+    /// Ids of all keys that encrypt a value.
+    async fn secret_keys(&self) -> Result<Vec<String>>;
+    /// Values that another key encrypts, the replaced ones included.
+    async fn secrets_of_other_keys(&self, key: &str, limit: u32) -> Result<Vec<SecretRow>>;
+    /// Builds that are done and have current secrets.
+    async fn done_builds_with_secrets(&self, limit: u32) -> Result<Vec<BuildId>>;
+    /// The values that leases were given, by lease and name.
+    async fn granted(&self, leases: &[LeaseId]) -> Result<Vec<(LeaseId, SecretRow)>>;
+    /// Leases behind `after` that were given secrets and hold their job no more, by id.
+    async fn ended_leases_with_secrets(
+        &self,
+        after: Option<LeaseId>,
+        limit: u32,
+    ) -> Result<Vec<LeaseId>>;
 
     async fn queue(&self) -> Result<Vec<QueueRow>>;
     /// Queued jobs, the oldest first.
@@ -167,6 +201,8 @@ pub trait Tx: Send {
     async fn leases(&mut self, ids: &[LeaseId]) -> Result<Vec<LeaseRow>>;
     /// Open leases of an agent.
     async fn open_leases(&mut self, agent: AgentId) -> Result<Vec<LeaseRow>>;
+    /// How many leases of each backend these agents hold open; who holds none is missing.
+    async fn busy(&mut self, agents: &[AgentId]) -> Result<BTreeMap<AgentId, Busy>>;
     async fn save_leases(&mut self, rows: &[LeaseRow]) -> Result<()>;
     /// Replaces the artifacts of each job named.
     async fn put_artifacts(&mut self, jobs: &[JobId], rows: &[ArtifactRow]) -> Result<()>;
@@ -189,10 +225,11 @@ pub trait Tx: Send {
     async fn insert_agent(&mut self, row: &AgentRow) -> Result<()>;
     async fn lock_agent(&mut self, id: AgentId) -> Result<Option<AgentRow>>;
     async fn save_agent(&mut self, row: &AgentRow) -> Result<()>;
-    /// Its sessions go with it; leases and jobs keep its id.
-    async fn delete_agent(&mut self, id: AgentId) -> Result<()>;
+    /// Removes an agent and notes who it was. Its sessions go with it; leases and jobs keep its id.
+    async fn evict_agent(&mut self, row: &EvictedAgentRow) -> Result<()>;
     async fn insert_session(&mut self, row: &SessionRow) -> Result<()>;
-    async fn lock_session(&mut self, id: SessionId) -> Result<Option<SessionRow>>;
+    /// Locks and returns them by id.
+    async fn lock_sessions(&mut self, ids: &[SessionId]) -> Result<Vec<SessionRow>>;
     /// Open sessions of an agent, locked.
     async fn lock_sessions_of(&mut self, agent: AgentId) -> Result<Vec<SessionRow>>;
     /// Closes it where it is open and its beat is the observed one (`None`: any); says whether it did.
@@ -202,6 +239,34 @@ pub trait Tx: Send {
     async fn lock_token(&mut self, id: TokenId) -> Result<Option<TokenRow>>;
     async fn save_token(&mut self, row: &TokenRow) -> Result<()>;
     async fn delete_token(&mut self, id: TokenId) -> Result<bool>;
+    /// Remembers when tokens were used last; a later moment stays.
+    async fn touch_tokens(&mut self, used: &[(TokenId, Millis)]) -> Result<()>;
+
+    /// Appends a record under the next number, which it returns. The last lock of a transaction.
+    async fn append_audit(&mut self, row: &AuditRow) -> Result<i64>;
+
+    /// Errors with `Exists` where there is a current one of that name; the transaction must then be dropped.
+    async fn insert_secrets(&mut self, rows: &[SecretRow]) -> Result<()>;
+    /// Current secrets of these names, locked: the project's, and those of the build.
+    async fn lock_secrets(
+        &mut self,
+        project: ProjectId,
+        build: Option<BuildId>,
+        names: &[String],
+    ) -> Result<Vec<SecretRow>>;
+    /// How many current ones a project has, those of its builds not counted.
+    async fn count_secrets(&mut self, project: ProjectId) -> Result<u64>;
+    /// Saves key and sealed value.
+    async fn save_sealed(&mut self, rows: &[SecretRow]) -> Result<()>;
+    async fn end_secrets(&mut self, ids: &[SecretId], at: Millis) -> Result<()>;
+    async fn end_secrets_of_builds(&mut self, builds: &[BuildId], at: Millis) -> Result<()>;
+    /// Deletes those that have ended and no lease was given; returns how many.
+    async fn delete_ended_secrets(&mut self) -> Result<u64>;
+    /// A lease that was given a secret of that name keeps it.
+    async fn insert_grants(&mut self, rows: &[GrantRow]) -> Result<()>;
+    /// As the read of the same name.
+    async fn granted(&mut self, leases: &[LeaseId]) -> Result<Vec<(LeaseId, SecretRow)>>;
+    async fn delete_grants(&mut self, leases: &[LeaseId]) -> Result<()>;
 }
 
 /// A store that many share.

@@ -6,7 +6,7 @@ use kiln_core::{
     Millis,
     agent::{Admission, Load, Profile},
     build::{BuildState, Counts},
-    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SecretId, SessionId, TokenId},
     job::Job,
     outcome::Outcome,
     session::{Artifact, LeaseFacts, LeasePhase},
@@ -156,6 +156,15 @@ pub struct AgentRow {
     pub epoch: i64,
 }
 
+/// An agent that was evicted. Its credential still says who asks, and lets it do nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EvictedAgentRow {
+    pub id: AgentId,
+    pub name: String,
+    pub credential_sha256: Vec<u8>,
+    pub evicted_at: Millis,
+}
+
 /// One stream of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionRow {
@@ -210,6 +219,38 @@ pub struct TokenRow {
     pub expires_at: Option<Millis>,
     /// The agent that an enroller token made, and when.
     pub used: Option<(AgentId, Millis)>,
+    /// Within about a minute.
+    pub last_used_at: Option<Millis>,
+    /// Digest of the secret before the last rotation, and until when it is still taken.
+    pub old_secret: Option<(Vec<u8>, Millis)>,
+}
+
+/// One value of a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretRow {
+    pub id: SecretId,
+    pub project: ProjectId,
+    /// It is given to the jobs of this build alone.
+    pub build: Option<BuildId>,
+    pub name: String,
+    /// Bytes of the value.
+    pub size: u32,
+    /// Id of the key that encrypts it.
+    pub key: String,
+    /// The value, encrypted.
+    pub sealed: Vec<u8>,
+    pub set_at: Millis,
+    pub set_by: String,
+    /// Since when another value has taken its place, or it is deleted. It stays for the leases that were given it.
+    pub ended_at: Option<Millis>,
+}
+
+/// A lease was given this value, and gets it again with each Welcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GrantRow {
+    pub lease: LeaseId,
+    pub name: String,
+    pub secret: SecretId,
 }
 
 /// Which builds a list wants.

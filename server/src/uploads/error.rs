@@ -19,9 +19,6 @@ pub enum Error {
     /// It holds its job no more.
     #[error("the lease {lease} has ended; what it leaves is not taken")]
     Stale { lease: kiln_core::id::LeaseId },
-    /// The caller may not write here.
-    #[error("{0}")]
-    Denied(&'static str),
     #[error("{0}")]
     Busy(&'static str),
     /// A newer upload of the same thing took its place.
@@ -33,7 +30,7 @@ pub enum Error {
     Corrupt { what: String },
     /// The folder or bucket belongs to another database.
     #[error(
-        "the {name} store has identity {found:?} but the database knows {recorded:?}; point the server at the store that belongs to this database"
+        "the {name} store has identity {found:?} but the database knows {recorded:?}; point `storage.url`, or `data_dir` where it is empty, at the store that belongs to this database; several servers of one database need a `storage.url`"
     )]
     Foreign { name: &'static str, found: String, recorded: String },
     #[error("failed to {action} {path}")]
@@ -90,11 +87,14 @@ impl From<Error> for app::Error {
         match error {
             Error::NotFound { what, name } => Self::NotFound { what, name },
             Error::Invalid { field, message } => Self::invalid(field, message),
-            Error::Denied(message) => Self::Denied(message),
             Error::Busy(message) => Self::Busy(message),
             Error::Store(error) => Self::Store(error),
             Error::Gap { .. } | Error::Sealed { .. } | Error::Replaced | Error::Stale { .. } => {
                 Self::Precondition { code, message: error.to_string() }
+            }
+            Error::Io { ref source, .. } if is_no_room(source) => {
+                tracing::error!(%error, %source, "what is sent waits for room on the disk");
+                Self::Busy("the server's disk is full; what was sent is taken when there is room")
             }
             Error::Io { action, .. } | Error::Object { action, .. } => {
                 Self::Io { action, source: io::Error::other(error) }
@@ -103,5 +103,23 @@ impl From<Error> for app::Error {
                 Self::Io { action: "use what is stored", source: io::Error::other(error) }
             }
         }
+    }
+}
+
+/// The same write may succeed later.
+fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_reason_to_give_up() {
+        let full = Error::io("write", "/logs", io::ErrorKind::StorageFull.into());
+        assert!(matches!(app::Error::from(full), app::Error::Busy(_)));
+        let broken = Error::io("write", "/logs", io::ErrorKind::PermissionDenied.into());
+        assert!(matches!(app::Error::from(broken), app::Error::Io { .. }));
     }
 }

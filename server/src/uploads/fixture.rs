@@ -19,11 +19,13 @@ use kiln_core::{
     session::{Artifact, LeasePhase},
     spec::JobSpec,
 };
+use object_store::aws::AmazonS3Builder;
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::{
     clock::Clock,
+    storage::{self, Objects},
     store::sql::{self, Sql},
     store::{ArtifactRow, BuildRow, JobRow, LeaseRow, NewJob, ProjectRow, SharedStore},
     wake::{Local, Topic, Wake},
@@ -231,6 +233,27 @@ pub(crate) async fn databases() -> Vec<(Sql, TempDir)> {
         made.push((migrated(&format!("{server}/{name}")).await, tempfile::tempdir().unwrap()));
     }
     made
+}
+
+/// A prefix of its own in the bucket of the S3 that is named, as `http://127.0.0.1:PORT/BUCKET`.
+pub(crate) async fn bucket() -> Option<Objects> {
+    let Ok(url) = std::env::var("KILN_TEST_S3") else {
+        let required = std::env::var("KILN_TEST_REQUIRE").is_ok_and(|value| value == "1");
+        assert!(!required, "KILN_TEST_S3 is not set, but KILN_TEST_REQUIRE=1");
+        println!("skipped: KILN_TEST_S3 is not set");
+        return None;
+    };
+    let (endpoint, bucket) = url.rsplit_once('/').unwrap();
+    let prefix = Uuid::now_v7().simple().to_string();
+    Some(storage::bucket(s3(endpoint), bucket, &prefix).await.unwrap())
+}
+
+pub(crate) fn s3(endpoint: &str) -> AmazonS3Builder {
+    AmazonS3Builder::new()
+        .with_endpoint(endpoint)
+        .with_allow_http(true)
+        .with_access_key_id("test")
+        .with_secret_access_key("never-shown")
 }
 
 async fn migrated(url: &str) -> Sql {

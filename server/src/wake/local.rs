@@ -63,6 +63,8 @@ impl Wake for Local {
         }
     }
 
+    fn tell_others(&self, _: &[Topic]) {}
+
     fn subscribe(&self, topics: &[Topic]) -> Subscription {
         let notify = Arc::new(Notify::new());
         let mut waiters = lock(&self.waiters);

@@ -26,6 +26,8 @@ pub enum Topic {
 pub trait Wake: std::fmt::Debug + Send + Sync {
     /// Never blocks, never fails.
     fn publish(&self, topics: &[Topic]);
+    /// To the other processes only: this one knows already. Never blocks, never fails.
+    fn tell_others(&self, topics: &[Topic]);
     /// Hints about any of these topics from now on, coalesced: `changed` returns at least once after the last of them.
     fn subscribe(&self, topics: &[Topic]) -> Subscription;
 }

@@ -85,6 +85,10 @@ impl Postgres {
 impl Wake for Postgres {
     fn publish(&self, topics: &[Topic]) {
         self.local.publish(topics);
+        self.tell_others(topics);
+    }
+
+    fn tell_others(&self, topics: &[Topic]) {
         self.outbox.add(topics);
     }
 

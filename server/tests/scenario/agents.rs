@@ -1,10 +1,11 @@
 //! Sessions: what survives the end of a stream, and what is refused.
 
 use kiln_proto::v1::{self, LeaseState, session_request::Frame, session_response::Frame as Said};
+use kiln_server::Config;
 use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::world::{World, shell};
+use crate::world::{World, profile, shell};
 
 #[tokio::test]
 async fn a_running_job_survives_the_end_of_its_stream() {
@@ -68,11 +69,11 @@ async fn a_second_instance_is_refused_while_the_first_lives() {
     let world = World::start().await;
     let mut agent = world.agent("worker").await;
     let link = agent.connect(&[]).await;
-    // As a copy of the data folder on another machine would.
-    let hello = v1::Hello { epoch: 1, ..agent.hello("two", &[]) };
+    // As a copy of the data folder on another machine would, whose counter of Hellos has run ahead.
+    let hello = v1::Hello { epoch: 1_000, ..agent.hello("two", &[]) };
     let status = agent.refused(Frame::Hello(hello)).await;
     assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
-    assert!(status.get_details_error_info().is_some());
+    assert_eq!(status.get_details_error_info().unwrap().reason, "AGENT_CONNECTED");
     link.say(Frame::Heartbeat(v1::Heartbeat::default())).await;
     let mut link = link;
     link.hear(|word| matches!(word, Said::Beat(_)).then_some(())).await;
@@ -154,7 +155,43 @@ async fn an_evicted_agent_is_gone() {
     let link = agent.connect(&[]).await;
     let request = v1::EvictAgentRequest { agent: "worker".into() };
     world.admins().evict_agent(request).await.unwrap();
-    link.say(Frame::Heartbeat(v1::Heartbeat::default())).await;
-    let status = link.end().await;
-    assert!(matches!(status.code(), Code::Aborted | Code::NotFound), "{status:?}");
+    let reason = |status: tonic::Status| status.get_details_error_info().unwrap().reason;
+    assert_eq!(reason(link.end().await), "AGENT_EVICTED");
+    // One that was away learns it when it comes back.
+    let hello = agent.hello("one", &[]);
+    let status = agent.refused(Frame::Hello(hello)).await;
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert_eq!(reason(status), "AGENT_EVICTED");
+}
+
+/// The connection to the database broke between a claim's commit and its answer: the rows hold a lease that the session
+/// never heard of.
+#[tokio::test]
+async fn a_claim_whose_answer_was_lost_is_given_all_the_same() {
+    let world = World::with(|config| Config { sweep_ms: 50, ..config }).await;
+    let mut agent = world.agent("worker").await;
+    let mut hello = agent.hello("one", &[]);
+    hello.profile = Some(profile(1));
+    let mut link = agent.greet(hello).await;
+    let full = world.submit(vec![shell("a")]).await;
+    let held = link.assigned().await.lease;
+    link.start(&held).await;
+
+    // Room of which the session does not know: it claims nothing itself.
+    let app = world.running.as_ref().unwrap().app();
+    let session = link.welcome.session.parse().unwrap();
+    let row = app.agents().await.unwrap().remove(0);
+    let mut roomy = row.agent.profile.clone();
+    roomy.backends.values_mut().for_each(|offer| offer.slots = 2);
+    app.update_profile(row.agent.id, roomy).await.unwrap();
+    let build = world.submit(vec![shell("b")]).await;
+    let lost = app.claim(session).await.unwrap().remove(0);
+
+    let given = link.assigned().await;
+    assert_eq!(given.lease, lost.lease.to_string());
+    link.start(&given.lease).await;
+    link.finish(&given.lease, v1::OutcomeState::Succeeded).await;
+    assert_eq!(link.answered().await, (given.lease, true));
+    assert_eq!(world.build(&build.id).await.0.state(), v1::BuildState::Succeeded);
+    assert_eq!(world.build(&full.id).await.0.state(), v1::BuildState::Running);
 }

@@ -52,14 +52,22 @@ impl World {
     }
 
     pub(crate) async fn with(change: impl FnOnce(Config) -> Config) -> Self {
-        let home = tempfile::tempdir().unwrap();
+        let base = Base::local(Arc::new(Memory::default()));
+        Self::on(base, tempfile::tempdir().unwrap(), change).await
+    }
+
+    /// As `with`, on what the caller brings.
+    pub(crate) async fn on(
+        base: Base,
+        home: TempDir,
+        change: impl FnOnce(Config) -> Config,
+    ) -> Self {
         let config = change(Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             data_dir: home.path().to_owned(),
             ..Config::default()
         });
         let shutdown = CancellationToken::new();
-        let base = Base::local(Arc::new(Memory::default()));
         let running = serve_with(config, base, shutdown.clone()).await.unwrap();
         let address = running.addr;
         let admin = std::fs::read_to_string(home.path().join("admin.token")).unwrap();
@@ -191,11 +199,11 @@ impl Agent {
     pub(crate) async fn open(
         &mut self,
         first: Frame,
-    ) -> (mpsc::Sender<v1::SessionRequest>, Streaming<v1::SessionResponse>) {
+    ) -> Result<(mpsc::Sender<v1::SessionRequest>, Streaming<v1::SessionResponse>), Status> {
         let (frames, said) = mpsc::channel(100);
         frames.send(v1::SessionRequest { frame: Some(first) }).await.unwrap();
-        let words = self.client.session(ReceiverStream::new(said)).await.unwrap().into_inner();
-        (frames, words)
+        let words = self.client.session(ReceiverStream::new(said)).await?.into_inner();
+        Ok((frames, words))
     }
 
     pub(crate) fn hello(
@@ -220,7 +228,12 @@ impl Agent {
 
     pub(crate) async fn connect(&mut self, journal: &[(&str, v1::LeaseState)]) -> Link {
         let hello = self.hello("one", journal);
-        let (frames, mut words) = self.open(Frame::Hello(hello)).await;
+        self.greet(hello).await
+    }
+
+    /// As `connect`, with this Hello.
+    pub(crate) async fn greet(&mut self, hello: v1::Hello) -> Link {
+        let (frames, mut words) = self.open(Frame::Hello(hello)).await.unwrap();
         let Some(Said::Welcome(welcome)) = words.message().await.unwrap().unwrap().frame else {
             panic!("no Welcome")
         };
@@ -229,7 +242,10 @@ impl Agent {
 
     /// Says the first frame and returns why the stream ends.
     pub(crate) async fn refused(&mut self, first: Frame) -> Status {
-        let (_frames, mut words) = self.open(first).await;
+        let (_frames, mut words) = match self.open(first).await {
+            Ok(opened) => opened,
+            Err(status) => return status,
+        };
         loop {
             match tokio::time::timeout(PATIENCE, words.message()).await.unwrap() {
                 Ok(Some(_)) => {}

@@ -4,7 +4,9 @@ use kiln_core::{
     agent::{Admission, Load, Offer, Profile},
     id::{AgentId, SessionId, TokenId},
 };
-use kiln_server::store::{AgentRow, Error, Role, SessionRow, SharedStore, TokenRow};
+use kiln_server::store::{
+    AgentRow, Error, EvictedAgentRow, Role, SessionRow, SharedStore, TokenRow,
+};
 
 use crate::fixture::{Made, project, uuid};
 
@@ -54,7 +56,7 @@ async fn seed(store: &SharedStore) -> [SessionRow; 3] {
 }
 
 pub(crate) async fn agents_round_trip_and_names_are_unique(Made { store, .. }: Made) {
-    let sessions = seed(&store).await;
+    seed(&store).await;
     assert_eq!(store.agents().await.unwrap(), [agent(31), agent(32)]);
     let mut tx = store.begin().await.unwrap();
     let twin = AgentRow { name: "agent-31".to_owned(), ..agent(33) };
@@ -69,11 +71,22 @@ pub(crate) async fn agents_round_trip_and_names_are_unique(Made { store, .. }: M
     row.profile.cpu_millis = 4_000;
     row.load.memory_available_bytes = u64::MAX;
     tx.save_agent(&row).await.unwrap();
-    tx.delete_agent(agent(32).id).await.unwrap();
-    assert_eq!(tx.lock_agent(agent(32).id).await.unwrap(), None);
     tx.commit().await.unwrap();
-    assert_eq!(store.agents().await.unwrap(), [row.clone()]);
+    assert_eq!(store.agents().await.unwrap(), [row.clone(), agent(32)]);
     assert_eq!(store.agent(row.id).await.unwrap(), Some(row));
+}
+
+pub(crate) async fn an_evicted_agent_is_gone_but_known(Made { store, .. }: Made) {
+    let sessions = seed(&store).await;
+    let AgentRow { id, name, credential_sha256, .. } = agent(32);
+    let evicted = EvictedAgentRow { id, name, credential_sha256, evicted_at: 7 };
+    let mut tx = store.begin().await.unwrap();
+    tx.evict_agent(&evicted).await.unwrap();
+    assert_eq!(tx.lock_agent(id).await.unwrap(), None);
+    tx.commit().await.unwrap();
+    assert_eq!(store.agents().await.unwrap(), [agent(31)]);
+    assert_eq!(store.evicted_agent(agent(31).id).await.unwrap(), None);
+    assert_eq!(store.evicted_agent(id).await.unwrap(), Some(evicted));
     assert_eq!(store.sessions().await.unwrap(), [sessions[1].clone()]);
 }
 
@@ -98,12 +111,12 @@ pub(crate) async fn a_session_is_closed_by_the_beat_that_was_observed(Made { sto
     store.beat(&[(id, Load::default())], 77).await.unwrap();
     let mut tx = store.begin().await.unwrap();
     assert!(!tx.close_session(id, Some(0)).await.unwrap());
-    let row = tx.lock_session(id).await.unwrap().unwrap();
+    let row = tx.lock_sessions(&[id]).await.unwrap().remove(0);
     assert_eq!((row.open, row.beat), (true, 1));
     assert_eq!(tx.lock_sessions_of(agent(31).id).await.unwrap(), [row]);
     assert!(tx.close_session(id, Some(1)).await.unwrap());
     assert!(!tx.close_session(id, None).await.unwrap());
-    assert!(!tx.lock_session(id).await.unwrap().unwrap().open);
+    assert!(!tx.lock_sessions(&[id]).await.unwrap()[0].open);
     assert!(tx.lock_sessions_of(agent(31).id).await.unwrap().is_empty());
     tx.commit().await.unwrap();
     assert_eq!(store.sessions().await.unwrap(), sessions[2..]);
@@ -119,6 +132,8 @@ pub(crate) async fn tokens_round_trip(Made { store, .. }: Made) {
         created_at: 1,
         expires_at: Some(2),
         used: None,
+        last_used_at: None,
+        old_secret: None,
     };
     let bound = TokenRow {
         role: Role::Submitter,
@@ -136,10 +151,38 @@ pub(crate) async fn tokens_round_trip(Made { store, .. }: Made) {
     let mut tx = store.begin().await.unwrap();
     let mut row = tx.lock_token(token(51).id).await.unwrap().unwrap();
     row.used = Some((agent(31).id, 9));
+    row.old_secret = Some((vec![4, 5], 99));
     tx.save_token(&row).await.unwrap();
     assert!(tx.delete_token(bound.id).await.unwrap());
     assert!(!tx.delete_token(bound.id).await.unwrap());
     tx.commit().await.unwrap();
     assert_eq!(store.token(row.id).await.unwrap(), Some(row));
     assert_eq!(store.token(bound.id).await.unwrap(), None);
+}
+
+pub(crate) async fn a_use_moves_on_only(Made { store, .. }: Made) {
+    let id = TokenId::from_uuid(uuid(51));
+    let row = TokenRow {
+        id,
+        name: "ci".to_owned(),
+        role: Role::Reader,
+        project: None,
+        secret_sha256: vec![1],
+        created_at: 1,
+        expires_at: None,
+        used: None,
+        last_used_at: None,
+        old_secret: None,
+    };
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_token(&row).await.unwrap();
+    tx.commit().await.unwrap();
+    for (told, stored) in [(7, 7), (3, 7), (9, 9)] {
+        let mut tx = store.begin().await.unwrap();
+        let unknown = (TokenId::from_uuid(uuid(52)), told);
+        tx.touch_tokens(&[(id, told), unknown]).await.unwrap();
+        tx.commit().await.unwrap();
+        let found = store.token(id).await.unwrap().unwrap();
+        assert_eq!(found, TokenRow { last_used_at: Some(stored), ..row.clone() });
+    }
 }

@@ -21,6 +21,12 @@ pub(crate) async fn leases_round_trip_and_open_ones_are_found(Made { store, .. }
         [rows[0].clone(), rows[2].clone()]
     );
     assert_eq!(tx.open_leases(mine).await.unwrap(), rows[..2]);
+    let held = |count| [("shell".to_owned(), count)].into();
+    let none = AgentId::from_uuid(uuid(33));
+    assert_eq!(
+        tx.busy(&[other, none, mine]).await.unwrap(),
+        [(mine, held(2)), (other, held(1))].into()
+    );
     rows[0] = LeaseRow {
         session: SessionId::from_uuid(uuid(2)),
         phase: LeasePhase::Finished,
@@ -33,6 +39,7 @@ pub(crate) async fn leases_round_trip_and_open_ones_are_found(Made { store, .. }
     };
     rows[1].phase = LeasePhase::Running;
     tx.save_leases(&rows).await.unwrap();
+    assert_eq!(tx.busy(&[mine]).await.unwrap(), [(mine, held(1))].into());
     tx.commit().await.unwrap();
     assert_eq!(store.leases_of_job(row.job.id).await.unwrap(), rows);
     assert_eq!(store.lease(rows[0].id).await.unwrap(), Some(rows[0].clone()));

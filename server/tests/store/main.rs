@@ -6,11 +6,13 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "it is a test")]
 
 mod agents;
+mod audit;
 mod builds;
 mod claims;
 mod fixture;
 mod jobs;
 mod leases;
+mod secrets;
 mod transactions;
 mod wake;
 
@@ -57,12 +59,18 @@ where
 }
 
 on_all_stores! {
+    audit:: {
+        records_are_numbered_without_gaps_whoever_is_faster,
+        a_record_goes_with_its_transaction,
+        filters_and_pages,
+    }
     transactions::{
         a_dropped_transaction_changes_nothing,
         readers_see_what_is_committed_only,
         eight_writers_never_find_the_database_locked,
         a_locked_build_is_changed_by_one_at_a_time,
         migrations_may_run_at_once,
+        a_newer_schema_is_left_as_it_is,
     }
     builds::{
         projects_round_trip_and_names_are_unique,
@@ -96,10 +104,20 @@ on_all_stores! {
         the_queue_is_counted,
         overdue_jobs_and_the_next_end_of_a_backoff_are_found,
     }
+    secrets::{
+        secrets_round_trip_in_their_scope,
+        a_current_secret_has_its_name_alone,
+        values_are_encrypted_anew_one_key_at_a_time,
+        a_lease_keeps_the_value_that_it_was_given,
+        a_value_goes_with_the_last_lease_that_has_it,
+        secrets_of_done_builds_are_found_and_ended,
+    }
     agents::{
         agents_round_trip_and_names_are_unique,
+        an_evicted_agent_is_gone_but_known,
         a_beat_reaches_open_sessions_only,
         a_session_is_closed_by_the_beat_that_was_observed,
         tokens_round_trip,
+        a_use_moves_on_only,
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kiln_server::store::{Error, SharedStore, sql};
+use sea_orm::{ConnectionTrait, Statement};
 use uuid::Uuid;
 
 use crate::fixture::{Made, administer, build, job, new_job, project, seed};
@@ -88,11 +89,13 @@ pub(crate) async fn migrations_may_run_at_once(Made { sql, url, store }: Made) {
         administer(&url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public").await;
         url
     };
-    let second = sql::connect(&fresh, &sql::Options::default()).await.unwrap();
-    let third = sql::connect(&fresh, &sql::Options::default()).await.unwrap();
-    let (a, b) = futures::join!(second.migrate(), third.migrate());
-    a.unwrap();
-    b.unwrap();
+    let start = async || {
+        let sql = sql::connect(&fresh, &sql::Options::default()).await.unwrap();
+        sql.migrate().await.unwrap();
+        sql
+    };
+    let (second, third, fourth) = futures::join!(start(), start(), start());
+    fourth.close().await;
     let one = second.identity(Uuid::from_u128(1)).await.unwrap();
     assert_eq!(third.identity(Uuid::from_u128(2)).await.unwrap(), one);
     second.close().await;
@@ -102,4 +105,42 @@ pub(crate) async fn migrations_may_run_at_once(Made { sql, url, store }: Made) {
     tx.insert_project(&project(1)).await.unwrap();
     tx.insert_builds(&[build(10, &project(1))]).await.unwrap();
     tx.commit().await.unwrap();
+}
+
+/// While servers are replaced one by one, those of the older version start on the schema of the newer.
+pub(crate) async fn a_newer_schema_is_left_as_it_is(Made { sql, url, store }: Made) {
+    let Some(sql) = sql else { return };
+    let other = sea_orm::Database::connect(&url).await.unwrap();
+    let versions = "SELECT version FROM seaql_migrations ORDER BY version DESC LIMIT 1";
+    let newest =
+        other.query_one_raw(Statement::from_string(other.get_database_backend(), versions));
+    let newest: String = newest.await.unwrap().unwrap().try_get("", "version").unwrap();
+    let add =
+        "INSERT INTO seaql_migrations (version, applied_at) VALUES ('m99991231_000001_later', 1)";
+    other.execute_unprepared(add).await.unwrap();
+    sql.migrate().await.unwrap();
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_project(&project(1)).await.unwrap();
+    tx.commit().await.unwrap();
+    // One that has neither all of ours is of another branch: nothing can be said of it.
+    let remove = format!("DELETE FROM seaql_migrations WHERE version = '{newest}'");
+    other.execute_unprepared(&remove).await.unwrap();
+    let error = sql.migrate().await.unwrap_err();
+    let said = std::error::Error::source(&error).unwrap().to_string();
+    assert!(said.contains("m99991231_000001_later") && said.contains(&newest), "{said}");
+    other.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_postgres_that_is_not_there_is_named_without_the_password() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let url = format!("postgres://kiln:never-shown@127.0.0.1:{port}/builds");
+    let error = sql::connect(&url, &sql::Options::default()).await.unwrap_err();
+    let said = std::error::Error::source(&error).unwrap().to_string();
+    for word in [&format!("127.0.0.1:{port}"), "\"builds\"", "check that it runs"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    assert!(!format!("{error:?}").contains("never-shown"));
 }

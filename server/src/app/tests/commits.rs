@@ -49,6 +49,25 @@ async fn a_group_that_fails_is_committed_one_by_one_and_nobody_notices() {
     world.check().await;
 }
 
+/// Once in its group, three times alone, and again at the head of the next group.
+#[tokio::test]
+async fn a_command_that_loses_again_and_again_is_first_in_the_next_group_and_no_error() {
+    for losses in 1..=9 {
+        let memory = Memory::default();
+        let world = World::over(Arc::new(memory.clone()));
+        let session = world.connect("a", 4).await;
+        let build = world.submit(jobs(1)).await.build.id;
+        let given = world.claim(session).await.remove(0);
+        memory.lose_next_commits(losses);
+        let said = world.app.record(session, Record::Start(given.lease));
+        let (recorded, builds) =
+            tokio::join!(said, join_all((0..3).map(|_| world.submit(jobs(1)))));
+        assert_eq!(recorded.unwrap(), Recorded::Started, "after {losses} losses");
+        assert_eq!((builds.len(), world.statuses(build).await.as_str()), (3, "j0:running"));
+        world.check().await;
+    }
+}
+
 #[tokio::test]
 async fn a_database_that_stays_away_is_an_error_and_nothing_is_acknowledged() {
     let memory = Memory::default();
@@ -108,7 +127,8 @@ async fn replicas_work_side_by_side(world: World) {
         let side = if n % 2 == 0 { &world } else { &other };
         agents.push((side, side.connect(&format!("agent-{n}"), 3).await));
     }
-    let worked = join_all(agents.iter().map(|(side, session)| work(side, *session, &builds))).await;
+    let work = join_all(agents.iter().map(|(side, session)| work(side, *session, &builds)));
+    let worked = tokio::time::timeout(Duration::from_mins(2), work).await.expect("all builds end");
     assert_eq!(worked.iter().sum::<usize>(), 4 * 9);
     world.check().await;
 }

@@ -38,6 +38,7 @@ mod claims;
 mod commits;
 mod database;
 mod reaper;
+mod secrets;
 mod sessions;
 mod tokens;
 
@@ -187,7 +188,7 @@ impl World {
         journal: &[(LeaseId, Held)],
     ) -> Welcome {
         let hello = Hello {
-            instance: format!("process-{epoch}"),
+            instance: "machine".to_owned(),
             epoch,
             profile: profile(slots),
             journal: journal.to_vec(),
@@ -304,6 +305,7 @@ fn submission(project: &str, key: Option<&str>, jobs: Vec<JobSpec>) -> Submit {
         project: project.into(),
         key: key.map(str::to_owned),
         spec: BuildSpec { jobs, ..BuildSpec::default() },
+        secrets: vec![],
         submitter: "someone".into(),
     }
 }

@@ -99,9 +99,12 @@ async fn a_closed_session_claims_nothing(world: World) {
 async fn a_copy_of_an_identity_is_refused_while_the_other_one_lives(world: World) {
     let agent = world.enrol("a").await;
     let first = world.hello(agent, 5, 1, &[]).await.session;
-    let copy = Hello { instance: "copy".into(), epoch: 5, profile: profile(1), journal: vec![] };
+    let copy = Hello { instance: "copy".into(), epoch: 6, profile: profile(1), journal: vec![] };
     let error = world.app.hello(agent, copy.clone()).await.unwrap_err();
     assert!(matches!(error, Error::Precondition { code: "AGENT_CONNECTED", .. }), "{error}");
+    let late = Hello { instance: "machine".into(), ..copy.clone() };
+    let late = world.app.hello(agent, Hello { epoch: 4, ..late }).await.unwrap_err();
+    assert!(matches!(late, Error::Precondition { code: "HELLO_OUTDATED", .. }), "{late}");
     assert!(world.app.beat(first, Load::default()).await.unwrap(), "the first one goes on");
     world.clock.advance(60_000);
     world.app.hello(agent, copy).await.unwrap();
@@ -144,6 +147,7 @@ async fn an_evicted_agent_loses_its_leases_and_its_cancelled_jobs_end(world: Wor
     assert_eq!(world.app.evict_agent("a").await.unwrap(), 2);
     assert_eq!(world.statuses(build).await, "j0:queued j1:cancelled");
     assert!(world.store.agent(agent).await.unwrap().is_none());
+    assert!(matches!(world.app.facts(agent).await.unwrap_err(), Error::Evicted));
     let error = world.app.evict_agent("a").await.unwrap_err();
     assert!(matches!(error, Error::NotFound { what: "agent", .. }), "{error}");
     world.check().await;

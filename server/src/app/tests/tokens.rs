@@ -85,9 +85,10 @@ async fn an_agent_is_known_by_its_credential(world: World) {
 
 async fn the_first_administrator_is_made_once(world: World) {
     let secret = format!("kiln_{}_{}", "0".repeat(31) + "1", "a".repeat(43));
-    world.app.ensure_admin_token("admin", &secret).await.unwrap();
+    assert!(world.app.ensure_admin_token("admin", &secret).await.unwrap());
+    assert!(world.app.ensure_admin_token("admin", &secret).await.unwrap());
     let other = format!("kiln_{}_{}", "0".repeat(31) + "2", "b".repeat(43));
-    world.app.ensure_admin_token("admin", &other).await.unwrap();
+    assert!(!world.app.ensure_admin_token("admin", &other).await.unwrap());
     assert!(world.app.authenticate(&secret).await.is_ok());
     assert!(world.app.authenticate(&other).await.is_err());
     assert_eq!(world.app.tokens().await.unwrap().len(), 1);

@@ -9,7 +9,7 @@ use futures::{
 };
 use kiln_core::id::{AgentId, LeaseId};
 use kiln_proto::{convert, v1};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, Streaming};
@@ -22,8 +22,12 @@ use crate::{
 use kiln_core::spec::Violation;
 use v1::push_log_request::Frame;
 
-/// Bytes that gather at most.
+/// Bytes that gather while those before them are stored.
 const GATHER: usize = 1 << 20;
+/// As many more, each as large, gather for an upload that is faster than the disk's answer.
+const MORE: usize = 7;
+/// As many more gather in all uploads of this process.
+static ROOM: Semaphore = Semaphore::const_new(64);
 const MAX_CHUNK: usize = MAX_READ;
 /// Stages that gather at most.
 const STAGES: usize = 64;
@@ -60,11 +64,13 @@ struct Group {
     bytes: usize,
     stages: Vec<Stage>,
     end: Option<u64>,
+    /// Given back when it is stored.
+    more: Option<SemaphorePermit<'static>>,
 }
 
 impl Group {
     fn is_full(&self) -> bool {
-        self.bytes >= GATHER
+        self.bytes >= GATHER * (1 + self.more.as_ref().map_or(0, SemaphorePermit::num_permits))
             || self.pieces.len() >= PIECES
             || self.stages.len() >= STAGES
             || self.end.is_some()
@@ -108,8 +114,22 @@ impl Group {
         if !rest.is_empty() {
             self.bytes += rest.len();
             self.pieces.push(rest);
+            self.make_room();
         }
         Ok(())
+    }
+
+    fn make_room(&mut self) {
+        let held = self.more.as_ref().map_or(0, SemaphorePermit::num_permits);
+        if self.bytes < GATHER * (1 + held) || held >= MORE {
+            return;
+        }
+        match (&mut self.more, ROOM.try_acquire()) {
+            (Some(all), Ok(one)) => all.merge(one),
+            (None, Ok(one)) => self.more = Some(one),
+            // The others have it; it stays at what each has.
+            (_, Err(_)) => {}
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use tonic::{
 
 use super::*;
 use crate::{
+    app::Caller,
     logs::{LogIndex, Parts, fs::FsStore, memory::MemoryIndex},
     store::memory::Memory,
     uploads::fixture::World,
@@ -41,6 +42,7 @@ impl Rig {
             rows: Arc::clone(&world.rows),
             wake: world.wake.clone(),
             clock: world.clock.clone(),
+            look: std::time::Duration::from_secs(3),
         };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let logs = Logs::start(parts, &tasks, stop.clone());
@@ -52,7 +54,8 @@ impl Rig {
         let api = LogApi::new(self.logs.clone(), self.tasks.clone(), self.stop.clone());
         let name = "agent".to_owned();
         let service = LogServiceServer::with_interceptor(api, move |mut request: Request<()>| {
-            request.extensions_mut().insert(Principal::Agent { id: agent, name: name.clone() });
+            let principal = Principal::Agent { id: agent, name: name.clone() };
+            request.extensions_mut().insert(Caller { principal, peer: None });
             Ok(request)
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -146,7 +149,7 @@ async fn a_bad_push_is_refused_by_name_and_changes_nothing() {
     }
     let mut stranger = rig.client(AgentId::from_uuid(uuid::Uuid::nil())).await;
     let status = push(&mut stranger, vec![open()]).await.unwrap_err();
-    assert_eq!(status.code(), Code::PermissionDenied);
+    assert_eq!(status.code(), Code::NotFound);
     let answers = push(&mut client, vec![open()]).await.unwrap();
     assert_eq!(answers.len(), 1);
     assert_eq!(answers[0].durable, 0);

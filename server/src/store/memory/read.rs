@@ -8,7 +8,7 @@ use kiln_core::{
     agent::Load,
     build::Counts,
     event::Record,
-    id::{AgentId, BuildId, ClassId, JobId, LeaseId, SessionId, TokenId},
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
     schedule::Class,
     spec::JobSpec,
 };
@@ -16,10 +16,11 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, BuildFilter, BuildRow, GroupRow, JobRow, LeaseRow, ProjectRow,
-        QueueRow, Result, SessionRow, Store, TokenRow, Tx,
+        AgentRow, ArtifactRow, AuditFilter, AuditRow, BuildFilter, BuildRow, EvictedAgentRow,
+        GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow, SessionRow, Store,
+        TokenRow, Tx,
     },
-    Memory, State, all, entry, queue, row, sorted,
+    Memory, State, all, entry, queue, row, rows, secrets, sorted,
 };
 
 #[async_trait]
@@ -145,6 +146,14 @@ impl Store for Memory {
         Ok(row(&self.snapshot().agents, &id))
     }
 
+    async fn agents_of(&self, ids: &[AgentId]) -> Result<Vec<AgentRow>> {
+        Ok(rows(&self.snapshot().agents, &sorted(ids)))
+    }
+
+    async fn evicted_agent(&self, id: AgentId) -> Result<Option<EvictedAgentRow>> {
+        Ok(row(&self.snapshot().evicted_agents, &id))
+    }
+
     async fn sessions(&self) -> Result<Vec<SessionRow>> {
         let mut rows = all(&self.snapshot().sessions);
         rows.retain(|row| row.open);
@@ -179,6 +188,53 @@ impl Store for Memory {
 
     async fn token(&self, id: TokenId) -> Result<Option<TokenRow>> {
         Ok(row(&self.snapshot().tokens, &id))
+    }
+
+    async fn audit(
+        &self,
+        filter: &AuditFilter,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>> {
+        let state = self.snapshot();
+        let below = state.audit.range(..before.unwrap_or(i64::MAX)).rev();
+        let rows = below.map(|(_, row)| row.as_ref()).filter(|row| wanted(row, filter));
+        Ok(rows.take(limit as usize).cloned().collect())
+    }
+
+    async fn secrets(&self, project: ProjectId) -> Result<Vec<SecretRow>> {
+        Ok(secrets::of_project(&self.snapshot(), project))
+    }
+
+    async fn secret_keys(&self) -> Result<Vec<String>> {
+        let state = self.snapshot();
+        let mut keys: Vec<String> = state.secrets.values().map(|row| row.key.clone()).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
+    }
+
+    async fn secrets_of_other_keys(&self, key: &str, limit: u32) -> Result<Vec<SecretRow>> {
+        let mut rows = all(&self.snapshot().secrets);
+        rows.retain(|row| row.key != key);
+        rows.truncate(limit as usize);
+        Ok(rows)
+    }
+
+    async fn done_builds_with_secrets(&self, limit: u32) -> Result<Vec<BuildId>> {
+        Ok(secrets::done_builds(&self.snapshot(), limit))
+    }
+
+    async fn granted(&self, leases: &[LeaseId]) -> Result<Vec<(LeaseId, SecretRow)>> {
+        Ok(secrets::granted(&self.snapshot(), leases))
+    }
+
+    async fn ended_leases_with_secrets(
+        &self,
+        after: Option<LeaseId>,
+        limit: u32,
+    ) -> Result<Vec<LeaseId>> {
+        Ok(secrets::of_ended_leases(&self.snapshot(), after, limit))
     }
 
     async fn queue(&self) -> Result<Vec<QueueRow>> {
@@ -247,4 +303,16 @@ fn is_consistent(state: &State, build: &BuildRow) -> bool {
         && blocked
             .into_iter()
             .all(|row| row.open_needs == open.get(&row.job.id).map_or(0, |count| **count))
+}
+
+fn wanted(row: &AuditRow, filter: &AuditFilter) -> bool {
+    let either = |text: &str, id: &str, name: &str| text.is_empty() || text == id || text == name;
+    let act = &row.act;
+    let kind = act.action.strip_prefix(filter.action.as_str());
+    either(&filter.actor, &row.actor, &row.actor_name)
+        && either(&filter.object, &act.object, &act.object_name)
+        && (filter.action.is_empty()
+            || kind.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        && filter.from.is_none_or(|from| row.at >= from)
+        && filter.until.is_none_or(|until| row.at < until)
 }

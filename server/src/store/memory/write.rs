@@ -6,17 +6,18 @@ use async_trait::async_trait;
 use kiln_core::{
     Millis,
     event::Record,
-    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SecretId, SessionId, TokenId},
     schedule::{Candidate, Class},
 };
 use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, BuildRow, Error, GroupRow, JobRow, LeaseRow, NewJob, ProjectRow,
-        Result, SessionRow, TokenRow, Tx,
+        AgentRow, ArtifactRow, AuditRow, BuildRow, Busy, Error, EvictedAgentRow, GrantRow,
+        GroupRow, JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow, TokenRow,
+        Tx,
     },
-    MemoryTx, entry, is_open, is_queued, put, queue, row, rows, sorted,
+    MemoryTx, entry, is_open, is_queued, put, queue, row, rows, secrets, sorted,
 };
 
 #[async_trait]
@@ -200,6 +201,15 @@ impl Tx for MemoryTx {
         Ok(leases.filter(|row| row.agent == agent && row.phase.is_open()).cloned().collect())
     }
 
+    async fn busy(&mut self, agents: &[AgentId]) -> Result<BTreeMap<AgentId, Busy>> {
+        let mut held: BTreeMap<AgentId, Busy> = BTreeMap::new();
+        let leases = self.state.leases.values().filter(|row| row.phase.is_open());
+        for lease in leases.filter(|row| agents.contains(&row.agent)) {
+            *held.entry(lease.agent).or_default().entry(lease.backend.clone()).or_default() += 1;
+        }
+        Ok(held)
+    }
+
     async fn save_leases(&mut self, rows: &[LeaseRow]) -> Result<()> {
         for row in rows {
             put(&mut self.state.leases, row.id, row.clone());
@@ -253,9 +263,10 @@ impl Tx for MemoryTx {
         Ok(())
     }
 
-    async fn delete_agent(&mut self, id: AgentId) -> Result<()> {
-        Arc::make_mut(&mut self.state.agents).remove(&id);
-        Arc::make_mut(&mut self.state.sessions).retain(|_, row| row.agent != id);
+    async fn evict_agent(&mut self, row: &EvictedAgentRow) -> Result<()> {
+        Arc::make_mut(&mut self.state.agents).remove(&row.id);
+        Arc::make_mut(&mut self.state.sessions).retain(|_, session| session.agent != row.id);
+        put(&mut self.state.evicted_agents, row.id, row.clone());
         Ok(())
     }
 
@@ -264,8 +275,8 @@ impl Tx for MemoryTx {
         Ok(())
     }
 
-    async fn lock_session(&mut self, id: SessionId) -> Result<Option<SessionRow>> {
-        Ok(row(&self.state.sessions, &id))
+    async fn lock_sessions(&mut self, ids: &[SessionId]) -> Result<Vec<SessionRow>> {
+        Ok(rows(&self.state.sessions, &sorted(ids)))
     }
 
     async fn lock_sessions_of(&mut self, agent: AgentId) -> Result<Vec<SessionRow>> {
@@ -300,5 +311,74 @@ impl Tx for MemoryTx {
 
     async fn delete_token(&mut self, id: TokenId) -> Result<bool> {
         Ok(Arc::make_mut(&mut self.state.tokens).remove(&id).is_some())
+    }
+
+    async fn touch_tokens(&mut self, used: &[(TokenId, Millis)]) -> Result<()> {
+        for (id, at) in used {
+            if let Some(token) = row(&self.state.tokens, id)
+                && token.last_used_at < Some(*at)
+            {
+                put(&mut self.state.tokens, *id, TokenRow { last_used_at: Some(*at), ..token });
+            }
+        }
+        Ok(())
+    }
+
+    async fn append_audit(&mut self, row: &AuditRow) -> Result<i64> {
+        let last = self.state.audit.last_key_value().map_or(0, |(number, _)| *number);
+        let number = last + 1;
+        put(&mut self.state.audit, number, AuditRow { number, ..row.clone() });
+        Ok(number)
+    }
+
+    async fn insert_secrets(&mut self, rows: &[SecretRow]) -> Result<()> {
+        secrets::insert(&mut self.state, rows)
+    }
+
+    async fn lock_secrets(
+        &mut self,
+        project: ProjectId,
+        build: Option<BuildId>,
+        names: &[String],
+    ) -> Result<Vec<SecretRow>> {
+        Ok(secrets::current(&self.state, project, build, names))
+    }
+
+    async fn count_secrets(&mut self, project: ProjectId) -> Result<u64> {
+        Ok(secrets::of_project(&self.state, project).len() as u64)
+    }
+
+    async fn save_sealed(&mut self, rows: &[SecretRow]) -> Result<()> {
+        secrets::save_sealed(&mut self.state, rows);
+        Ok(())
+    }
+
+    async fn end_secrets(&mut self, ids: &[SecretId], at: Millis) -> Result<()> {
+        secrets::end(&mut self.state, at, |row| ids.contains(&row.id));
+        Ok(())
+    }
+
+    async fn end_secrets_of_builds(&mut self, builds: &[BuildId], at: Millis) -> Result<()> {
+        let of = |row: &SecretRow| row.build.is_some_and(|build| builds.contains(&build));
+        secrets::end(&mut self.state, at, of);
+        Ok(())
+    }
+
+    async fn delete_ended_secrets(&mut self) -> Result<u64> {
+        Ok(secrets::delete_ended(&mut self.state))
+    }
+
+    async fn insert_grants(&mut self, rows: &[GrantRow]) -> Result<()> {
+        secrets::grant(&mut self.state, rows);
+        Ok(())
+    }
+
+    async fn granted(&mut self, leases: &[LeaseId]) -> Result<Vec<(LeaseId, SecretRow)>> {
+        Ok(secrets::granted(&self.state, leases))
+    }
+
+    async fn delete_grants(&mut self, leases: &[LeaseId]) -> Result<()> {
+        secrets::delete_grants(&mut self.state, leases);
+        Ok(())
     }
 }

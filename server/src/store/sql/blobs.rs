@@ -1,4 +1,5 @@
-//! Tables `blob` and `blob_pin`: which blobs are stored, and what holds them.
+//! Tables `blob`, `blob_pin` and `blob_object`: which blobs are stored, what holds them, and the objects that are no
+//! blob's: announced ones and doomed ones.
 
 use async_trait::async_trait;
 use kiln_core::{Millis, id::LeaseId};
@@ -23,7 +24,7 @@ fn blob(row: &QueryResult) -> Result<BlobRow> {
     Ok(BlobRow {
         digest: digest(row)?,
         size: get_unsigned(row, "blob", "size")?,
-        leaving: get(row, "leaving")?,
+        object: get(row, "object")?,
         stored_at: get(row, "stored_at")?,
     })
 }
@@ -37,7 +38,7 @@ fn pin(row: &QueryResult) -> Result<Pin> {
 
 /// Pins a blob that is there, under the lock of its row: the collector takes the same lock first.
 async fn hold(conn: &impl ConnectionTrait, pin: &Pin) -> Result<bool> {
-    let text = format!("SELECT sha256 FROM blob WHERE sha256 = $1 AND NOT leaving{}", lock(conn));
+    let text = format!("SELECT sha256 FROM blob WHERE sha256 = $1{}", lock(conn));
     let here = all(conn, "lock a blob", &text, vec![pin.digest.as_str().into()]).await?;
     if here.is_empty() {
         return Ok(false);
@@ -68,7 +69,7 @@ impl BlobIndex for Sql {
     }
 
     async fn blob(&self, digest: &Digest) -> Result<Option<BlobRow>> {
-        let text = "SELECT sha256, size, leaving, stored_at FROM blob WHERE sha256 = $1";
+        let text = "SELECT sha256, size, object, stored_at FROM blob WHERE sha256 = $1";
         let rows = all(&self.reader, "read a blob", text, vec![digest.as_str().into()]).await?;
         rows.first().map(blob).transpose()
     }
@@ -80,17 +81,35 @@ impl BlobIndex for Sql {
         Ok(held)
     }
 
+    async fn announce(&self, object: &str, now: Millis) -> Result<()> {
+        let tx = self.open().await?;
+        let text = "INSERT INTO blob_object (name, announced_at, doomed) VALUES ($1, $2, $3)";
+        let values = vec![object.into(), now.into(), false.into()];
+        execute(&*tx, "announce an object", text, values).await?;
+        tx.finish().await
+    }
+
     async fn store(&self, blob: &BlobRow, pin: &Pin) -> Result<bool> {
         let tx = self.open().await?;
-        let text = "INSERT INTO blob (sha256, size, leaving, stored_at) VALUES ($1, $2, $3, $4) \
-             ON CONFLICT (sha256) DO NOTHING";
+        // Doomed at first: it stays so where another upload was quicker.
+        let text = "UPDATE blob_object SET doomed = $2 WHERE name = $1 AND NOT doomed";
+        let values = vec![blob.object.as_str().into(), true.into()];
+        if execute(&*tx, "claim an object", text, values).await? == 0 {
+            return Ok(false);
+        }
+        let text = "INSERT INTO blob (sha256, size, leaving, object, stored_at) \
+             VALUES ($1, $2, $3, $4, $5) ON CONFLICT (sha256) DO NOTHING";
         let values = vec![
             blob.digest.as_str().into(),
             signed(blob.size),
             false.into(),
+            blob.object.as_str().into(),
             blob.stored_at.into(),
         ];
-        execute(&*tx, "store a blob", text, values).await?;
+        if execute(&*tx, "store a blob", text, values).await? == 1 {
+            let text = "DELETE FROM blob_object WHERE name = $1";
+            execute(&*tx, "claim an object", text, vec![blob.object.as_str().into()]).await?;
+        }
         let held = hold(&*tx, pin).await?;
         tx.finish().await?;
         Ok(held)
@@ -123,7 +142,7 @@ impl BlobIndex for Sql {
         now: Millis,
         limit: u32,
     ) -> Result<Vec<BlobRow>> {
-        const FREE: &str = "NOT leaving AND stored_at < $1 \
+        const FREE: &str = "stored_at < $1 \
              AND NOT EXISTS (SELECT 1 FROM blob_pin AS p WHERE p.sha256 = blob.sha256) \
              AND NOT EXISTS (SELECT 1 FROM artifact AS a WHERE a.sha256 = blob.sha256) \
              AND NOT EXISTS (SELECT 1 FROM job_spec AS s WHERE s.source = blob.sha256)";
@@ -131,25 +150,45 @@ impl BlobIndex for Sql {
         let text = "DELETE FROM blob_pin WHERE expires_at <= $1";
         execute(&*tx, "forget pins", text, vec![now.into()]).await?;
         let lock = lock(&*tx);
-        let text = format!("SELECT sha256 FROM blob WHERE {FREE} ORDER BY sha256 LIMIT $2{lock}");
+        let text = format!(
+            "SELECT sha256, size, object, stored_at FROM blob WHERE {FREE} ORDER BY sha256 LIMIT $2{lock}"
+        );
         let values = vec![stored_before.into(), i64::from(limit).into()];
+        let mut taken = vec![];
         for row in all(&*tx, "look for garbage", &text, values).await? {
+            let blob = blob(&row)?;
             // Asked again under the lock: someone may have pinned it before the lock was given.
-            let text = format!("UPDATE blob SET leaving = $3 WHERE sha256 = $2 AND {FREE}");
-            let values =
-                vec![stored_before.into(), digest(&row)?.as_str().to_owned().into(), true.into()];
-            execute(&*tx, "take garbage", &text, values).await?;
+            let text = format!("DELETE FROM blob WHERE sha256 = $2 AND {FREE}");
+            let values = vec![stored_before.into(), blob.digest.as_str().into()];
+            if execute(&*tx, "take garbage", &text, values).await? == 1 {
+                let text =
+                    "INSERT INTO blob_object (name, announced_at, doomed) VALUES ($1, $2, $3)";
+                let values = vec![blob.object.as_str().into(), now.into(), true.into()];
+                execute(&*tx, "doom an object", text, values).await?;
+                taken.push(blob);
+            }
         }
-        let text = "SELECT sha256, size, leaving, stored_at FROM blob WHERE leaving";
-        let rows = all(&*tx, "read garbage", text, vec![]).await?;
         tx.finish().await?;
-        rows.iter().map(blob).collect()
+        Ok(taken)
     }
 
-    async fn forget(&self, digest: &Digest) -> Result<()> {
+    async fn doomed(&self, announced_before: Millis, limit: u32) -> Result<Vec<String>> {
         let tx = self.open().await?;
-        let text = "DELETE FROM blob WHERE sha256 = $1 AND leaving";
-        execute(&*tx, "forget a blob", text, vec![digest.as_str().into()]).await?;
+        let text = "UPDATE blob_object SET doomed = $2 WHERE NOT doomed AND announced_at < $1";
+        let values = vec![announced_before.into(), true.into()];
+        execute(&*tx, "doom objects", text, values).await?;
+        let text = "SELECT name FROM blob_object WHERE doomed ORDER BY name LIMIT $1";
+        let rows = all(&*tx, "read doomed objects", text, vec![i64::from(limit).into()]).await?;
+        tx.finish().await?;
+        rows.iter().map(|row| get(row, "name")).collect()
+    }
+
+    async fn forget(&self, objects: &[String]) -> Result<()> {
+        let tx = self.open().await?;
+        for object in objects {
+            let text = "DELETE FROM blob_object WHERE name = $1 AND doomed";
+            execute(&*tx, "forget an object", text, vec![object.as_str().into()]).await?;
+        }
         tx.finish().await
     }
 

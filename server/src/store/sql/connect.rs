@@ -5,15 +5,20 @@ use std::{sync::Arc, time::Duration};
 use sea_orm::{
     SqlxPostgresConnector, SqlxSqliteConnector,
     sqlx::{
-        ConnectOptions, Connection,
+        self, ConnectOptions, Connection, PgConnection,
         postgres::{PgConnectOptions, PgPoolOptions},
-        sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+        sqlite::{
+            SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions,
+            SqliteSynchronous,
+        },
     },
 };
 
 use super::{
     super::{Error, Result},
-    Sql, tx,
+    Sql,
+    bound::{ANSWER, Bounded, is_alive},
+    tx,
 };
 
 /// Prepared statements that a connection keeps: each kind of statement has a few sizes (see `set`).
@@ -22,6 +27,8 @@ const STATEMENTS: usize = 512;
 const SLOW: Duration = Duration::from_secs(1);
 /// How long a caller waits for a connection.
 const ACQUIRE: Duration = Duration::from_secs(30);
+/// How long the first answer of Postgres may take.
+const REACH: Duration = Duration::from_secs(10);
 /// How long SQLite waits for the lock of another process.
 const BUSY: Duration = Duration::from_secs(10);
 /// A connection that was idle for longer is asked whether it still lives.
@@ -85,6 +92,7 @@ async fn sqlite(path: &str, options: &Options) -> Result<Sql> {
         .idle_timeout(None)
         .max_lifetime(None)
         .test_before_acquire(false)
+        .after_release(|connection, _| Box::pin(is_at_rest(connection)))
         .connect_with(base.clone())
         .await
         .map_err(refused)?;
@@ -96,8 +104,9 @@ async fn sqlite(path: &str, options: &Options) -> Result<Sql> {
         .await
         .map_err(refused)?;
     Ok(Sql {
-        reader: SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
-        writer: SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
+        // A file answers, or fails.
+        reader: Bounded::new(SqlxSqliteConnector::from_sqlx_sqlite_pool(reader), Duration::MAX),
+        writer: Bounded::new(SqlxSqliteConnector::from_sqlx_sqlite_pool(writer), Duration::MAX),
         queue: Some(Arc::new(tx::Queue::default())),
     })
 }
@@ -118,18 +127,61 @@ async fn postgres(url: &str, options: &Options) -> Result<Sql> {
         ])
         .log_statements(debug()?)
         .log_slow_statements(warn()?, SLOW);
+    reach(&base).await?;
     let pool = PgPoolOptions::new()
         .max_connections(options.connections.max(2))
         .acquire_timeout(ACQUIRE)
         .test_before_acquire(false)
         .before_acquire(|connection, meta| {
-            Box::pin(async move { Ok(meta.idle_for < IDLE || connection.ping().await.is_ok()) })
+            Box::pin(async move { Ok(meta.idle_for < IDLE || is_alive(connection).await?) })
         })
+        .after_release(|connection, _| Box::pin(is_alive(connection)))
         .connect_with(base)
         .await
         .map_err(refused)?;
-    let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+    let pool = Bounded::new(SqlxPostgresConnector::from_sqlx_postgres_pool(pool), ANSWER);
     Ok(Sql { reader: pool.clone(), writer: pool, queue: None })
+}
+
+/// Says why Postgres can't be used: the pool would only say that it waited.
+async fn reach(base: &PgConnectOptions) -> Result<()> {
+    let answered = tokio::time::timeout(REACH, PgConnection::connect_with(base)).await;
+    let source: Box<dyn std::error::Error + Send + Sync> = match answered {
+        Ok(Ok(connection)) => {
+            // It has answered; how it ends is no matter.
+            let _ = connection.close().await;
+            return Ok(());
+        }
+        Ok(Err(error)) => error.into(),
+        Err(silent) => silent.into(),
+    };
+    let at = base.get_socket().map_or_else(
+        || format!("{}:{}", base.get_host(), base.get_port()),
+        |socket| format!("{} port {}", socket.display(), base.get_port()),
+    );
+    let database = base.get_database().unwrap_or_else(|| base.get_username()).to_owned();
+    Err(refused(Unreachable { at, database, source }))
+}
+
+/// Where Postgres was looked for; never the password.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "Postgres at {at}, database {database:?}, can't be used; check that it runs there, and what `database` says"
+)]
+struct Unreachable {
+    at: String,
+    database: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Where the disk is full SQLite ends a transaction itself, and its driver goes on to count it as open: what follows would
+/// be a part of it, said to be committed without being so. Such a connection is closed.
+async fn is_at_rest(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    if connection.is_in_transaction() {
+        // The rollback of what was dropped is on its way; an answer comes behind it.
+        connection.ping().await?;
+    }
+    Ok(!connection.is_in_transaction())
 }
 
 /// The levels are of a crate that is not ours to name.

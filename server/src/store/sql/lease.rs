@@ -1,13 +1,15 @@
 //! Table `lease`: one attempt of a job on one agent.
 
+use std::collections::BTreeMap;
+
 use kiln_core::{
     id::{AgentId, BuildId, JobId, LeaseId, ProjectId, SessionId},
     session::LeasePhase,
 };
-use sea_orm::{QueryOrder, entity::prelude::*};
+use sea_orm::{QueryOrder, QuerySelect, entity::prelude::*};
 
 use super::{
-    super::{Error, LeaseRow, Result},
+    super::{Busy, Error, LeaseRow, Result},
     error::{corrupt, failed, from_json, to_json, unsigned},
     set,
 };
@@ -122,6 +124,37 @@ pub(super) async fn open(
         select = select.filter(Column::Agent.eq(agent.uuid()));
     }
     set::rows(conn, select, "read open leases").await
+}
+
+/// Counts by agent and backend.
+pub(super) async fn busy(
+    conn: &impl ConnectionTrait,
+    agents: &[AgentId],
+) -> Result<BTreeMap<AgentId, Busy>> {
+    let action = "count open leases";
+    let mut agents: Vec<Uuid> = agents.iter().map(|agent| agent.uuid()).collect();
+    agents.sort_unstable();
+    agents.dedup();
+    let mut held: BTreeMap<AgentId, Busy> = BTreeMap::new();
+    for piece in agents.chunks(set::MOST) {
+        let counts: Vec<(Uuid, String, i64)> = Entity::find()
+            .select_only()
+            .columns([Column::Agent, Column::Backend])
+            .column_as(Column::Id.count(), "leases")
+            .filter(Expr::col((Entity, Column::Open)))
+            .filter(Column::Agent.is_in(set::padded(piece)))
+            .group_by(Column::Agent)
+            .group_by(Column::Backend)
+            .into_tuple()
+            .all(conn)
+            .await
+            .map_err(failed(action))?;
+        for (agent, backend, count) in counts {
+            let count = unsigned(TABLE, "open", count)?;
+            held.entry(AgentId::from_uuid(agent)).or_default().insert(backend, count);
+        }
+    }
+    Ok(held)
 }
 
 pub(super) async fn of_job(conn: &impl ConnectionTrait, job: JobId) -> Result<Vec<LeaseRow>> {

@@ -9,8 +9,8 @@ use kiln_core::{
     schedule::{Candidate, Class},
 };
 use sea_orm::{
-    ConnectionTrait, DbErr, EntityTrait, ExprTrait, FromQueryResult, QueryFilter, QueryOrder,
-    QuerySelect, Statement, Value, sea_query::Expr,
+    ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, FromQueryResult, QueryFilter,
+    QueryOrder, QuerySelect, Statement, Value, sea_query::Expr,
 };
 use uuid::Uuid;
 
@@ -25,22 +25,26 @@ use super::{
 const BRANCHES: usize = 64;
 
 /// A statement that grows with its values.
-#[derive(Default)]
 struct Text {
-    text: String,
+    backend: DbBackend,
+    words: String,
     values: Vec<Value>,
 }
 
 impl Text {
+    fn on(conn: &impl ConnectionTrait) -> Self {
+        Self { backend: conn.get_database_backend(), words: String::new(), values: vec![] }
+    }
+
     fn push(&mut self, text: &str) -> &mut Self {
-        self.text.push_str(text);
+        self.words.push_str(text);
         self
     }
 
     fn bind(&mut self, value: impl Into<Value>) -> &mut Self {
         self.values.push(value.into());
-        let place = self.values.len();
-        self.push(&format!("${place}"))
+        set::push_place(&mut self.words, self.backend, self.values.len());
+        self
     }
 
     fn list(&mut self, ids: &[Uuid]) -> &mut Self {
@@ -56,10 +60,8 @@ impl Text {
     }
 
     async fn all<R: FromQueryResult>(self, conn: &impl ConnectionTrait) -> Result<Vec<R>, DbErr> {
-        let backend = conn.get_database_backend();
-        R::find_by_statement(Statement::from_sql_and_values(backend, self.text, self.values))
-            .all(conn)
-            .await
+        let statement = Statement::from_sql_and_values(self.backend, self.words, self.values);
+        R::find_by_statement(statement).all(conn).await
     }
 }
 
@@ -87,7 +89,7 @@ async fn pairs(
     classes: &[Uuid],
     now: Millis,
 ) -> Result<Vec<Pair>, DbErr> {
-    let mut text = Text::default();
+    let mut text = Text::on(conn);
     text.push("SELECT t.id AS project, c.id AS class FROM (SELECT p.id, ")
         .push("p.running*1000000/(CASE WHEN p.weight<1 THEN 1 ELSE p.weight END) AS used ")
         .push("FROM project p WHERE NOT p.paused AND (p.max_running=0 OR p.running<p.max_running) ")
@@ -115,7 +117,7 @@ async fn firsts(
 ) -> Result<Vec<Found>, DbErr> {
     let mut found = vec![];
     for piece in pairs.chunks(BRANCHES) {
-        let mut text = Text::default();
+        let mut text = Text::on(conn);
         for (place, (project, class)) in set::padded(piece).into_iter().enumerate() {
             text.push(if place == 0 { "" } else { " UNION ALL " })
                 .push("SELECT * FROM (SELECT j.id, j.build, j.project, j.backend, j.priority, j.queued_at, ")
@@ -201,11 +203,11 @@ struct Count {
 
 pub(super) async fn by_project(conn: &impl ConnectionTrait) -> Result<Vec<QueueRow>> {
     let action = "count the queue";
-    let mut queued = Text::default();
+    let mut queued = Text::on(conn);
     queued
         .push("SELECT project, COUNT(*) AS jobs, MIN(queued_at) AS oldest FROM job ")
         .push("WHERE not_before IS NOT NULL GROUP BY project");
-    let mut running = Text::default();
+    let mut running = Text::on(conn);
     running.push(
         "SELECT project, COUNT(*) AS jobs, NULL AS oldest FROM lease WHERE open GROUP BY project",
     );
@@ -250,7 +252,7 @@ async fn number(
 }
 
 pub(super) async fn ahead_of(conn: &impl ConnectionTrait, job: &JobRow) -> Result<u32> {
-    let mut text = Text::default();
+    let mut text = Text::on(conn);
     text.push("SELECT COUNT(*) AS number FROM job WHERE claimable AND class=")
         .bind(job.class.uuid())
         .push(" AND (priority>")
@@ -277,7 +279,7 @@ pub(super) async fn overdue(
     now: Millis,
     limit: u32,
 ) -> Result<Vec<(BuildId, JobId)>> {
-    let mut text = Text::default();
+    let mut text = Text::on(conn);
     text.push("SELECT id, build FROM job WHERE not_before IS NOT NULL ")
         .push("AND queued_at + queue_timeout_ms<=")
         .bind(now)
@@ -292,7 +294,7 @@ pub(super) async fn next_not_before(
     conn: &impl ConnectionTrait,
     now: Millis,
 ) -> Result<Option<Millis>> {
-    let mut text = Text::default();
+    let mut text = Text::on(conn);
     // Zero is no wait: only a job that is tried again has a moment to wait for.
     text.push("SELECT MIN(not_before) AS number FROM job ")
         .push("WHERE claimable AND not_before>0 AND not_before>")

@@ -7,7 +7,7 @@ use kiln_core::{
     Millis,
     agent::Load,
     event::Record,
-    id::{AgentId, BuildId, ClassId, JobId, LeaseId, SessionId, TokenId},
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
     schedule::Class,
     spec::JobSpec,
 };
@@ -16,11 +16,12 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, BuildFilter, BuildRow, GroupRow, JobRow, LeaseRow, ProjectRow,
-        QueueRow, Result, SessionRow, Store, TokenRow, Tx,
+        AgentRow, ArtifactRow, AuditFilter, AuditRow, BuildFilter, BuildRow, EvictedAgentRow,
+        GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow, SessionRow, Store,
+        TokenRow, Tx,
     },
-    Sql, agent, artifact, build, class, event, group, job, job_spec, lease, need, project, queue,
-    session, set, sweep, token,
+    Sql, agent, artifact, audit, build, class, event, evicted_agent, group, job, job_spec, lease,
+    need, project, queue, secret, secret_grant, session, set, sweep, token,
 };
 
 #[async_trait]
@@ -123,6 +124,16 @@ impl Store for Sql {
         set::one(&self.reader, agent::Entity::find_by_id(id.uuid()), "read an agent").await
     }
 
+    async fn agents_of(&self, ids: &[AgentId]) -> Result<Vec<AgentRow>> {
+        let (select, ids) = (agent::Entity::find(), ids.iter().map(|id| id.uuid()));
+        set::among(&self.reader, select, agent::Column::Id, ids, "read agents").await
+    }
+
+    async fn evicted_agent(&self, id: AgentId) -> Result<Option<EvictedAgentRow>> {
+        let select = evicted_agent::Entity::find_by_id(id.uuid());
+        set::one(&self.reader, select, "read an evicted agent").await
+    }
+
     async fn sessions(&self) -> Result<Vec<SessionRow>> {
         session::all_open(&self.reader).await
     }
@@ -156,6 +167,43 @@ impl Store for Sql {
 
     async fn token(&self, id: TokenId) -> Result<Option<TokenRow>> {
         set::one(&self.reader, token::Entity::find_by_id(id.uuid()), "read a token").await
+    }
+
+    async fn audit(
+        &self,
+        filter: &AuditFilter,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<AuditRow>> {
+        audit::page(&self.reader, filter, before, limit).await
+    }
+
+    async fn secrets(&self, project: ProjectId) -> Result<Vec<SecretRow>> {
+        secret::of_project(&self.reader, project).await
+    }
+
+    async fn secret_keys(&self) -> Result<Vec<String>> {
+        secret::keys(&self.reader).await
+    }
+
+    async fn secrets_of_other_keys(&self, key: &str, limit: u32) -> Result<Vec<SecretRow>> {
+        secret::of_other_keys(&self.reader, key, limit).await
+    }
+
+    async fn done_builds_with_secrets(&self, limit: u32) -> Result<Vec<BuildId>> {
+        secret::done_builds(&self.reader, limit).await
+    }
+
+    async fn granted(&self, leases: &[LeaseId]) -> Result<Vec<(LeaseId, SecretRow)>> {
+        secret_grant::values(&self.reader, leases).await
+    }
+
+    async fn ended_leases_with_secrets(
+        &self,
+        after: Option<LeaseId>,
+        limit: u32,
+    ) -> Result<Vec<LeaseId>> {
+        secret_grant::of_ended_leases(&self.reader, after, limit).await
     }
 
     async fn queue(&self) -> Result<Vec<QueueRow>> {

@@ -1,7 +1,5 @@
 //! Table `session`: one stream of an agent.
 
-use std::fmt::Write;
-
 use kiln_core::{
     Millis,
     agent::Load,
@@ -109,15 +107,14 @@ pub(super) async fn beat(
     let mut raised = vec![];
     for piece in ids.chunks(set::MOST) {
         let piece = set::padded(piece);
+        let backend = conn.get_database_backend();
         let mut text = String::from(
-            "UPDATE \"session\" SET \"beat\"=\"beat\"+1 WHERE \"open\" AND \"id\" IN (",
+            "UPDATE \"session\" SET \"beat\"=\"beat\"+1 WHERE \"open\" AND \"id\" IN ",
         );
-        for place in 1..=piece.len() {
-            let _ = write!(text, "{}${place}", if place == 1 { "" } else { "," });
-        }
-        text.push_str(") RETURNING \"id\",\"agent\"");
+        set::push_values(&mut text, backend, 1, piece.len());
+        text.push_str(" RETURNING \"id\",\"agent\"");
         let values = piece.into_iter().map(Value::from);
-        let statement = Statement::from_sql_and_values(conn.get_database_backend(), text, values);
+        let statement = Statement::from_sql_and_values(backend, text, values);
         for row in conn.query_all_raw(statement).await.map_err(failed(action))? {
             let id = row.try_get_by_index(0).map_err(failed(action))?;
             let agent = row.try_get_by_index(1).map_err(failed(action))?;
@@ -139,12 +136,13 @@ pub(super) async fn save_loads(
         let mut text = String::from(
             "UPDATE \"agent\" SET \"load\"=v.column2,\"seen_at\"=v.column3 FROM (VALUES ",
         );
-        set::push_values(&mut text, piece.len(), 3);
+        let backend = conn.get_database_backend();
+        set::push_values(&mut text, backend, piece.len(), 3);
         text.push_str(") AS v WHERE \"agent\".\"id\"=v.column1");
         let values = piece.iter().flat_map(|(agent, load)| {
             [Value::from(agent.uuid()), Value::from(to_json(load)), Value::from(at)]
         });
-        let statement = Statement::from_sql_and_values(conn.get_database_backend(), text, values);
+        let statement = Statement::from_sql_and_values(backend, text, values);
         conn.execute_raw(statement).await.map_err(failed(action))?;
     }
     Ok(())

@@ -6,8 +6,8 @@
 use std::fmt::Write;
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityName, EntityTrait, IdenStatic, Iterable, ModelTrait,
-    QueryFilter, QueryOrder, QueryResult, Select, Statement, Value,
+    ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityName, EntityTrait, IdenStatic, Iterable,
+    ModelTrait, QueryFilter, QueryOrder, QueryResult, Select, Statement, Value,
 };
 use uuid::Uuid;
 
@@ -56,24 +56,35 @@ fn table<M: ModelTrait>() -> &'static str {
     <M::Entity as EntityName>::table_name(&M::Entity::default())
 }
 
+/// The place of a value; values come in the order of their places. SQLite would look up a number as a name, for each
+/// value in the list of all names: a statement of a thousand values took half a million steps to bind.
+pub(super) fn push_place(text: &mut String, backend: DbBackend, number: usize) {
+    match backend {
+        DbBackend::Sqlite => text.push('?'),
+        _ => {
+            // Writing to a string can't fail.
+            let _ = write!(text, "${number}");
+        }
+    }
+}
+
 /// `($1,$2),($3,$4)`
-pub(super) fn push_values(text: &mut String, rows: usize, columns: usize) {
+pub(super) fn push_values(text: &mut String, backend: DbBackend, rows: usize, columns: usize) {
     for row in 0..rows {
         text.push_str(if row == 0 { "(" } else { ",(" });
         for column in 1..=columns {
-            let comma = if column == 1 { "" } else { "," };
-            // Writing to a string can't fail.
-            let _ = write!(text, "{comma}${}", row * columns + column);
+            text.push_str(if column == 1 { "" } else { "," });
+            push_place(text, backend, row * columns + column);
         }
         text.push(')');
     }
 }
 
-fn insert_text<M: ModelTrait>(rows: usize, tail: &str) -> String {
+fn insert_text<M: ModelTrait>(backend: DbBackend, rows: usize, tail: &str) -> String {
     let columns: Vec<_> = Column::<M>::iter().map(|column| column.as_str()).collect();
     let mut text =
         format!("INSERT INTO \"{}\" (\"{}\") VALUES ", table::<M>(), columns.join("\",\""));
-    push_values(&mut text, rows, columns.len());
+    push_values(&mut text, backend, rows, columns.len());
     text.push(' ');
     text.push_str(tail);
     text
@@ -101,7 +112,7 @@ pub(super) async fn insert<M: ModelTrait>(
 ) -> Result<(), DbErr> {
     let backend = conn.get_database_backend();
     for piece in pieces(models) {
-        let text = insert_text::<M>(piece.len(), tail);
+        let text = insert_text::<M>(backend, piece.len(), tail);
         conn.execute_raw(Statement::from_sql_and_values(backend, text, values(piece))).await?;
     }
     Ok(())
@@ -116,7 +127,7 @@ pub(super) async fn insert_returning<M: ModelTrait>(
     let backend = conn.get_database_backend();
     let mut returned = vec![];
     for piece in pieces(models) {
-        let text = insert_text::<M>(piece.len(), tail);
+        let text = insert_text::<M>(backend, piece.len(), tail);
         let statement = Statement::from_sql_and_values(backend, text, values(piece));
         returned.extend(conn.query_all_raw(statement).await?);
     }
@@ -125,6 +136,7 @@ pub(super) async fn insert_returning<M: ModelTrait>(
 
 /// `UPDATE t SET a = v.column2 … FROM (VALUES …) AS v WHERE t.key = v.column1`; both engines name columns so.
 fn update_text<M: ModelTrait>(
+    backend: DbBackend,
     rows: usize,
     key: Column<M>,
     columns: &[Column<M>],
@@ -137,7 +149,7 @@ fn update_text<M: ModelTrait>(
         let _ = write!(text, "{comma}\"{}\"=v.column{}", column.as_str(), index + 2);
     }
     text.push_str(" FROM (VALUES ");
-    push_values(&mut text, rows, columns.len() + 1);
+    push_values(&mut text, backend, rows, columns.len() + 1);
     let key = key.as_str();
     let _ = write!(text, ") AS v WHERE \"{table}\".\"{key}\"=v.column1");
     if let Some(version) = version {
@@ -160,11 +172,12 @@ fn update_statement<M: ModelTrait>(
     version: Option<Column<M>>,
 ) -> Statement {
     let models = padded(models);
-    let text = update_text::<M>(models.len(), key, columns, version);
+    let backend = conn.get_database_backend();
+    let text = update_text::<M>(backend, models.len(), key, columns, version);
     let values = models.iter().flat_map(|model| {
         std::iter::once(model.get(key)).chain(columns.iter().map(|column| model.get(*column)))
     });
-    Statement::from_sql_and_values(conn.get_database_backend(), text, values)
+    Statement::from_sql_and_values(backend, text, values)
 }
 
 /// Saves these columns of rows that exist.

@@ -1,7 +1,10 @@
 //! Table `token`: digests of bearer tokens.
 
-use kiln_core::id::{AgentId, ProjectId, TokenId};
-use sea_orm::entity::prelude::*;
+use kiln_core::{
+    Millis,
+    id::{AgentId, ProjectId, TokenId},
+};
+use sea_orm::{Condition, entity::prelude::*, sea_query::Expr};
 
 use super::{
     super::{Error, Result, Role, TokenRow},
@@ -22,6 +25,9 @@ pub(super) struct Model {
     pub expires_at: Option<i64>,
     pub used_by: Option<Uuid>,
     pub used_at: Option<i64>,
+    pub last_used_at: Option<i64>,
+    pub old_sha256: Option<Vec<u8>>,
+    pub old_until: Option<i64>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -41,6 +47,9 @@ impl From<&TokenRow> for Model {
             expires_at: row.expires_at,
             used_by: row.used.map(|(agent, _)| agent.uuid()),
             used_at: row.used.map(|(_, at)| at),
+            last_used_at: row.last_used_at,
+            old_sha256: row.old_secret.as_ref().map(|(digest, _)| digest.clone()),
+            old_until: row.old_secret.as_ref().map(|(_, until)| *until),
         }
     }
 }
@@ -58,6 +67,8 @@ impl TryFrom<Model> for TokenRow {
             created_at: model.created_at,
             expires_at: model.expires_at,
             used: model.used_by.map(AgentId::from_uuid).zip(model.used_at),
+            last_used_at: model.last_used_at,
+            old_secret: model.old_sha256.zip(model.old_until),
         })
     }
 }
@@ -75,6 +86,8 @@ pub(super) async fn save(conn: &impl ConnectionTrait, row: &TokenRow) -> Result<
         Column::ExpiresAt,
         Column::UsedBy,
         Column::UsedAt,
+        Column::OldSha256,
+        Column::OldUntil,
     ];
     set::update(conn, &[Model::from(row)], Column::Id, &columns)
         .await
@@ -84,4 +97,20 @@ pub(super) async fn save(conn: &impl ConnectionTrait, row: &TokenRow) -> Result<
 pub(super) async fn delete(conn: &impl ConnectionTrait, id: TokenId) -> Result<bool> {
     let deleted = Entity::delete_by_id(id.uuid()).exec(conn).await;
     Ok(deleted.map_err(failed("delete a token"))?.rows_affected > 0)
+}
+
+/// A later moment stays: replicas tell of the same token.
+pub(super) async fn touch(conn: &impl ConnectionTrait, used: &[(TokenId, Millis)]) -> Result<()> {
+    for (id, at) in used {
+        let older =
+            Condition::any().add(Column::LastUsedAt.is_null()).add(Column::LastUsedAt.lt(*at));
+        Entity::update_many()
+            .col_expr(Column::LastUsedAt, Expr::value(*at))
+            .filter(Column::Id.eq(id.uuid()))
+            .filter(older)
+            .exec(conn)
+            .await
+            .map_err(failed("touch tokens"))?;
+    }
+    Ok(())
 }

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     super::{Error, Result},
     Sql,
+    bound::{Bounded, within},
     error::failed,
 };
 
@@ -46,20 +47,21 @@ impl Queue {
 #[derive(Debug)]
 pub(super) struct SqlTx {
     // The order of the fields is the order in which they are dropped: the rollback comes before the next one's turn.
-    tx: DatabaseTransaction,
+    tx: Bounded<DatabaseTransaction>,
     _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl SqlTx {
     pub(super) async fn finish(self) -> Result<()> {
-        self.tx.commit().await.map_err(failed("commit"))
+        let limit = self.tx.limit();
+        within(limit, self.tx.into_inner().commit()).await.map_err(failed("commit"))
     }
 }
 
 impl Deref for SqlTx {
-    type Target = DatabaseTransaction;
+    type Target = Bounded<DatabaseTransaction>;
 
-    fn deref(&self) -> &DatabaseTransaction {
+    fn deref(&self) -> &Bounded<DatabaseTransaction> {
         &self.tx
     }
 }
@@ -75,7 +77,33 @@ impl Sql {
             access_mode: None,
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         };
-        let tx = self.writer.begin_with_options(options).await.map_err(failed("begin a write"))?;
+        let limit = self.writer.limit();
+        let begun = within(limit, self.writer.unbounded().begin_with_options(options)).await;
+        let tx = Bounded::new(begun.map_err(failed("begin a write"))?, limit);
         Ok(SqlTx { tx, _turn: turn })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::ConnectionTrait;
+
+    use crate::store::sql::{Options, connect};
+
+    #[tokio::test]
+    async fn what_follows_a_transaction_that_sqlite_ended_itself_is_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", dir.path().join("kiln.db").display());
+        let sql = connect(&url, &Options::default()).await.unwrap();
+        let broken = sql.open().await.unwrap();
+        // As SQLite does where the disk is full.
+        broken.execute_unprepared("ROLLBACK").await.unwrap();
+        drop(broken);
+        // One that is given up, and one that is not.
+        drop(sql.open().await.unwrap());
+        let tx = sql.open().await.unwrap();
+        tx.execute_unprepared("CREATE TABLE kept (id INTEGER)").await.unwrap();
+        tx.finish().await.unwrap();
+        sql.reader.execute_unprepared("SELECT id FROM kept").await.expect("it was committed");
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use kiln_core::{
     Millis,
     event::Record,
-    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
+    id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SecretId, SessionId, TokenId},
     schedule::{Candidate, Class},
 };
 use sea_orm::{EntityTrait, QuerySelect, sea_query::LockType};
@@ -14,11 +14,11 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, BuildRow, GroupRow, JobRow, LeaseRow, NewJob, ProjectRow, Result,
-        SessionRow, TokenRow, Tx,
+        AgentRow, ArtifactRow, AuditRow, BuildRow, Busy, EvictedAgentRow, GrantRow, GroupRow,
+        JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow, TokenRow, Tx,
     },
-    affinity, agent, artifact, build, class, event, group, job, lease, need, project, queue,
-    session, set, token,
+    affinity, agent, artifact, audit, build, class, event, evicted_agent, group, job, lease, need,
+    project, queue, secret, secret_grant, session, set, token,
     tx::SqlTx,
 };
 
@@ -121,6 +121,10 @@ impl Tx for SqlTx {
         lease::open(&**self, Some(agent)).await
     }
 
+    async fn busy(&mut self, agents: &[AgentId]) -> Result<BTreeMap<AgentId, Busy>> {
+        lease::busy(&**self, agents).await
+    }
+
     async fn save_leases(&mut self, rows: &[LeaseRow]) -> Result<()> {
         lease::save(&**self, rows).await
     }
@@ -159,17 +163,18 @@ impl Tx for SqlTx {
         agent::save(&**self, row).await
     }
 
-    async fn delete_agent(&mut self, id: AgentId) -> Result<()> {
-        agent::delete(&**self, id).await
+    async fn evict_agent(&mut self, row: &EvictedAgentRow) -> Result<()> {
+        agent::delete(&**self, row.id).await?;
+        evicted_agent::insert(&**self, row).await
     }
 
     async fn insert_session(&mut self, row: &SessionRow) -> Result<()> {
         session::insert(&**self, row).await
     }
 
-    async fn lock_session(&mut self, id: SessionId) -> Result<Option<SessionRow>> {
-        let select = session::Entity::find_by_id(id.uuid()).lock(LOCK);
-        set::one(&**self, select, "lock a session").await
+    async fn lock_sessions(&mut self, ids: &[SessionId]) -> Result<Vec<SessionRow>> {
+        let (select, ids) = (session::Entity::find().lock(LOCK), ids.iter().map(|id| id.uuid()));
+        set::among(&**self, select, session::Column::Id, ids, "lock sessions").await
     }
 
     async fn lock_sessions_of(&mut self, agent: AgentId) -> Result<Vec<SessionRow>> {
@@ -195,5 +200,60 @@ impl Tx for SqlTx {
 
     async fn delete_token(&mut self, id: TokenId) -> Result<bool> {
         token::delete(&**self, id).await
+    }
+
+    async fn touch_tokens(&mut self, used: &[(TokenId, Millis)]) -> Result<()> {
+        token::touch(&**self, used).await
+    }
+
+    async fn append_audit(&mut self, row: &AuditRow) -> Result<i64> {
+        audit::append(&**self, row).await
+    }
+
+    async fn insert_secrets(&mut self, rows: &[SecretRow]) -> Result<()> {
+        secret::insert(&**self, rows).await
+    }
+
+    async fn lock_secrets(
+        &mut self,
+        project: ProjectId,
+        build: Option<BuildId>,
+        names: &[String],
+    ) -> Result<Vec<SecretRow>> {
+        secret::lock(&**self, project, build, names, LOCK).await
+    }
+
+    async fn count_secrets(&mut self, project: ProjectId) -> Result<u64> {
+        secret::count(&**self, project).await
+    }
+
+    async fn save_sealed(&mut self, rows: &[SecretRow]) -> Result<()> {
+        secret::save_sealed(&**self, rows).await
+    }
+
+    async fn end_secrets(&mut self, ids: &[SecretId], at: Millis) -> Result<()> {
+        let ids = ids.iter().map(|id| id.uuid());
+        secret::end(&**self, secret::Column::Id, ids, at).await
+    }
+
+    async fn end_secrets_of_builds(&mut self, builds: &[BuildId], at: Millis) -> Result<()> {
+        let ids = builds.iter().map(|id| id.uuid());
+        secret::end(&**self, secret::Column::Build, ids, at).await
+    }
+
+    async fn delete_ended_secrets(&mut self) -> Result<u64> {
+        secret::delete_ended(&**self).await
+    }
+
+    async fn insert_grants(&mut self, rows: &[GrantRow]) -> Result<()> {
+        secret_grant::insert(&**self, rows).await
+    }
+
+    async fn granted(&mut self, leases: &[LeaseId]) -> Result<Vec<(LeaseId, SecretRow)>> {
+        secret_grant::values(&**self, leases).await
+    }
+
+    async fn delete_grants(&mut self, leases: &[LeaseId]) -> Result<()> {
+        secret_grant::delete(&**self, leases).await
     }
 }
