@@ -5,13 +5,13 @@ use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use kiln_core::{Millis, id::LeaseId, session::Assignment};
+use kiln_core::{id::LeaseId, session::Assignment};
 use tokio::{
     sync::{mpsc, watch},
-    time::{interval, timeout},
+    time::{interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -20,8 +20,8 @@ use crate::{
     clock,
     config::Config,
     connection::{Address, Event, Greeting, Hub, Opened, Server},
-    executor::Executor,
-    identity::{self, Identity, enroll, hex},
+    executor::{Began, Executor},
+    identity::{self, Identity, enroll},
     journal::{self, Journal},
     lease::{Entry, EntryState, Frame, Input, Leases, Output},
     mask::Masker,
@@ -51,8 +51,8 @@ pub enum Error {
     File { path: PathBuf, source: std::io::Error },
     #[error("this program's own file can't be found: {0}")]
     Executable(std::io::Error),
-    #[error("no randomness for an instance id")]
-    Random,
+    #[error("the server evicted this agent: its jobs were ended, and their results are not wanted")]
+    Evicted,
 }
 
 /// The secrets of a lease: in memory only.
@@ -60,6 +60,15 @@ pub enum Error {
 pub(crate) struct Secrets {
     pub(crate) list: Vec<Secret>,
     pub(crate) masker: Arc<Masker>,
+    /// All that the job asks for are there. Else nothing of its log can be shown.
+    pub(crate) complete: bool,
+}
+
+impl Secrets {
+    fn new(list: Vec<Secret>, complete: bool) -> Arc<Self> {
+        let masker = Arc::new(Masker::new(&list));
+        Arc::new(Self { list, masker, complete })
+    }
 }
 
 /// What all tasks of an agent share.
@@ -95,8 +104,11 @@ struct Agent {
     /// What is to be said next; at most a few frames a lease.
     unsaid: VecDeque<Frame>,
     tracker: TaskTracker,
-    since: Instant,
-    done: bool,
+    /// Leases that are being forgotten; closed where this agent leaves when they are.
+    removals: TaskTracker,
+    /// The server has let this process in.
+    settled: bool,
+    evicted: bool,
 }
 
 /// Runs an agent until `shutdown`, or until it is drained. Its jobs outlive it.
@@ -140,12 +152,7 @@ pub async fn run_with(
     let journal = Journal::open(&config.data_dir)?;
     let server = Server::new(&address(&config)?, identity)?;
     let entries = journal.restore()?;
-    let keep: Vec<_> = entries.iter().map(|entry| entry.assignment.lease).collect();
-    for backend in &backends {
-        backend.sweep(&keep).await;
-    }
-    let mut random = [0_u8; 16];
-    getrandom::fill(&mut random).map_err(|_| Error::Random)?;
+    let home = journal.is_home()?;
     let (events, incoming) = mpsc::channel(EVENTS);
     let leaving = shutdown.child_token();
     let labels = config.labels.clone();
@@ -154,7 +161,7 @@ pub async fn run_with(
     tracker.spawn(profile::keep_probing(labels, backends.clone(), profile, leaving.clone()));
     let hub = Hub {
         server: server.clone(),
-        instance: hex(&random),
+        instance: journal.instance().to_owned(),
         events: events.clone(),
         profile: offered,
         load: profile::load,
@@ -173,27 +180,66 @@ pub async fn run_with(
     };
     let mut agent = Agent {
         world: Arc::new(world),
-        leases: Leases::restore(entries.clone()),
+        leases: Leases::restore(entries.clone(), home),
         jobs: HashMap::new(),
         frames: None,
         unsaid: VecDeque::new(),
         tracker,
-        since: Instant::now(),
-        done: false,
+        removals: TaskTracker::new(),
+        settled: false,
+        evicted: false,
     };
-    agent.adopt(entries);
+    if home {
+        agent.sweep().await;
+    } else {
+        agent.drop_foreign(&entries).await?;
+    }
+    agent.adopt();
     agent.tracker.spawn(hub.serve());
     agent.live(incoming).await
 }
 
 impl Agent {
+    /// Removes what backends left of leases that are in no journal.
+    async fn sweep(&self) {
+        let keep: Vec<_> = self.leases.entries().map(|entry| entry.assignment.lease).collect();
+        for backend in self.world.backends.values() {
+            backend.sweep(&keep).await;
+        }
+    }
+
+    /// Forgets what was not finished in another place or boot. What may run there is not this agent's to end.
+    async fn drop_foreign(&self, entries: &[Entry]) -> Result<(), Error> {
+        let leases = entries.iter().map(|entry| entry.assignment.lease);
+        let gone: Vec<_> = leases.filter(|lease| self.leases.entry(*lease).is_none()).collect();
+        if !gone.is_empty() {
+            tracing::warn!(
+                jobs = gone.len(),
+                "the machine was restarted, or this data folder was moved or copied: jobs that ran are gone"
+            );
+        }
+        let forget = move |journal: &Journal| {
+            journal.save(&[], &gone)?;
+            for lease in &gone {
+                journal.discard(*lease);
+            }
+            Ok(())
+        };
+        self.keep(forget).await.map(drop)
+    }
+
     /// Goes on with what an earlier process left.
-    fn adopt(&mut self, entries: Vec<Entry>) {
-        for Entry { assignment, state } in entries {
+    fn adopt(&mut self) {
+        for entry in self.leases.entries().cloned().collect::<Vec<_>>() {
+            let Entry { assignment, state, taken_at, interrupted } = entry;
             let lease = assignment.lease;
             self.enter(lease, None);
             match state {
-                EntryState::Taken | EntryState::Running => self.execute(Box::new(assignment)),
+                EntryState::Taken | EntryState::Running => {
+                    let began =
+                        if interrupted { Began::OnAnotherBoot } else { Began::At(taken_at) };
+                    self.execute(Box::new(assignment), began);
+                }
                 EntryState::Finished(report) => {
                     if let Some(job) = self.jobs.get(&lease) {
                         job.lengths.send_replace(Some(report.log_lengths));
@@ -207,11 +253,12 @@ impl Agent {
         let mut ticks = interval(TICK);
         let mut group = Vec::with_capacity(GROUP);
         let leaving = self.world.leaving.clone();
-        while !self.done {
+        loop {
             let frames = self.frames.clone();
             tokio::select! {
                 biased;
                 () = leaving.cancelled() => break,
+                () = self.removals.wait() => break,
                 _ = ticks.tick() => group.push(Event::Input(Input::Tick)),
                 permit = reserve(frames.as_ref()), if self.has_word() => {
                     match (permit, self.unsaid.pop_front()) {
@@ -230,15 +277,11 @@ impl Agent {
         if timeout(STOP_LIMIT, self.tracker.wait()).await.is_err() {
             tracing::warn!("some tasks did not end in time");
         }
-        Ok(())
+        if self.evicted { Err(Error::Evicted) } else { Ok(()) }
     }
 
     fn has_word(&self) -> bool {
         self.frames.is_some() && !self.unsaid.is_empty()
-    }
-
-    fn now(&self) -> Millis {
-        Millis::try_from(self.since.elapsed().as_millis()).unwrap_or(Millis::MAX)
     }
 
     /// Takes events that came together: what they change is saved at once, then the rest is done in order.
@@ -252,13 +295,19 @@ impl Agent {
                 Event::Welcome(opened) => {
                     heard = true;
                     outputs.extend(self.welcome(*opened));
+                    self.settle().await?;
                 }
                 Event::Assign { session, assignment, secrets } => {
                     let lease = assignment.lease;
+                    if let Some(name) = missing(&assignment, &secrets) {
+                        let why = format!("the server sent no value for secret {name:?}");
+                        outputs.push(Output::Send(Frame::Refused(lease, why)));
+                        continue;
+                    }
                     let input = Input::Assign { session, assignment };
-                    let told = self.leases.apply(input, self.now());
+                    let told = self.leases.apply(input, clock::boot_ms());
                     if told.iter().any(|output| matches!(output, Output::Run(_))) {
-                        self.enter(lease, Some(secrets));
+                        self.enter(lease, Some(Secrets::new(secrets, true)));
                     }
                     outputs.extend(told);
                 }
@@ -270,15 +319,18 @@ impl Agent {
                         job.lengths.send_replace(Some(report.log_lengths.clone()));
                     }
                     heard |= input == Input::Beat;
+                    self.evicted |= input == Input::Evicted;
                     if input == Input::Disconnected {
                         self.frames = None;
                         self.unsaid.clear();
                     }
-                    outputs.extend(self.leases.apply(input, self.now()));
+                    outputs.extend(self.leases.apply(input, clock::boot_ms()));
                 }
             }
         }
-        self.save(&outputs).await?;
+        if !self.save(&outputs).await? {
+            return Ok(());
+        }
         if heard {
             self.pass_on_word();
         }
@@ -286,8 +338,7 @@ impl Agent {
             self.perform(output);
         }
         for (ask, journal) in greetings {
-            let world = Arc::clone(&self.world);
-            let epoch = blocking(move || world.journal.next_epoch()).await?;
+            let Some(epoch) = self.keep(Journal::next_epoch).await? else { return Ok(()) };
             let _gone_when_stopping = ask.send(Greeting { epoch, journal });
         }
         Ok(())
@@ -312,14 +363,29 @@ impl Agent {
             if let Some(job) = self.jobs.get(&lease)
                 && job.secrets.borrow().is_none()
             {
-                job.secrets.send_replace(Some(known(secrets)));
+                let entry = self.leases.entry(lease);
+                let complete =
+                    entry.is_none_or(|entry| missing(&entry.assignment, &secrets).is_none());
+                job.secrets.send_replace(Some(Secrets::new(secrets, complete)));
             }
         }
-        self.leases.apply(Input::Welcome { session, grace_ms, keep, abandon }, self.now())
+        self.leases.apply(Input::Welcome { session, grace_ms, keep, abandon }, clock::boot_ms())
     }
 
-    /// Writes each entry that changed once, as it is now, and what is to be forgotten; all of it together.
-    async fn save(&self, outputs: &[Output]) -> Result<(), Error> {
+    /// This is the agent's home from the first Welcome on; what backends left of another one goes.
+    async fn settle(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.settled, true) {
+            return Ok(());
+        }
+        if self.keep(Journal::settle).await? == Some(true) {
+            self.sweep().await;
+        }
+        Ok(())
+    }
+
+    /// Writes each entry that changed once, as it is now, and what is to be forgotten; all of it together. False: this
+    /// process ends, and nothing of it may be done.
+    async fn save(&self, outputs: &[Output]) -> Result<bool, Error> {
         let mut entries = BTreeMap::new();
         let mut gone = vec![];
         for output in outputs {
@@ -332,11 +398,33 @@ impl Agent {
             }
         }
         if entries.is_empty() && gone.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let entries: Vec<_> = entries.into_values().collect();
-        let world = Arc::clone(&self.world);
-        blocking(move || world.journal.save(&entries, &gone)).await
+        let saved = self.keep(move |journal| journal.save(&entries, &gone)).await?;
+        Ok(saved.is_some())
+    }
+
+    /// Writes to the journal; where the disk has no room, again until it has, or until this process ends. The jobs go on
+    /// meanwhile.
+    async fn keep<T: Send + 'static>(
+        &self,
+        work: impl Fn(&Journal) -> Result<T, journal::Error> + Send + Sync + 'static,
+    ) -> Result<Option<T>, Error> {
+        let work = Arc::new(work);
+        loop {
+            let (world, work) = (Arc::clone(&self.world), Arc::clone(&work));
+            match blocking(move || work(&world.journal)).await {
+                Err(Error::Journal(full)) if full.is_no_room() => {
+                    tracing::warn!(error = %full, "the journal waits for room on the disk");
+                }
+                done => return done.map(Some),
+            }
+            tokio::select! {
+                () = self.world.leaving.cancelled() => return Ok(None),
+                () = sleep(TICK) => {}
+            }
+        }
     }
 
     fn perform(&mut self, output: Output) {
@@ -348,7 +436,7 @@ impl Agent {
                     self.unsaid.push_back(frame);
                 }
             }
-            Output::Run(assignment) => self.execute(assignment),
+            Output::Run(assignment) => self.execute(assignment, Began::At(clock::boot_ms())),
             Output::Cancel(lease) | Output::Kill(lease) => {
                 if let Some(job) = self.jobs.get(&lease) {
                     job.cancel.cancel();
@@ -359,20 +447,21 @@ impl Agent {
                     job.forsake.cancel();
                 }
             }
+            Output::Exit if self.removals.is_closed() => {}
             Output::Exit => {
-                tracing::info!("the last job is done: leaving");
-                self.done = true;
+                tracing::info!("no job is left: leaving");
+                self.removals.close();
             }
         }
     }
 
     /// Makes room for a lease, and begins to bring its log to the server.
-    fn enter(&mut self, lease: LeaseId, secrets: Option<Vec<Secret>>) {
+    fn enter(&mut self, lease: LeaseId, secrets: Option<Arc<Secrets>>) {
         let job = Job {
             cancel: CancellationToken::new(),
             forsake: CancellationToken::new(),
             drop: CancellationToken::new(),
-            secrets: watch::Sender::new(secrets.map(known)),
+            secrets: watch::Sender::new(secrets),
             lengths: watch::Sender::new(None),
             tasks: TaskTracker::new(),
         };
@@ -388,7 +477,7 @@ impl Agent {
         self.jobs.insert(lease, job);
     }
 
-    fn execute(&mut self, assignment: Box<Assignment>) {
+    fn execute(&mut self, assignment: Box<Assignment>, began: Began) {
         let Some(job) = self.jobs.get(&assignment.lease) else { return };
         tracing::info!(lease = %assignment.lease, job = %assignment.job, "job taken");
         let lifeline_ms = if assignment.exclusive { self.leases.lifeline_ms() } else { 0 };
@@ -396,6 +485,7 @@ impl Agent {
             world: Arc::clone(&self.world),
             folder: self.world.journal.folder(assignment.lease),
             job: assignment,
+            began,
             cancel: job.cancel.clone(),
             forsake: job.forsake.clone(),
             lifeline_ms,
@@ -409,7 +499,7 @@ impl Agent {
         let Some(job) = self.jobs.remove(&lease) else { return };
         job.drop.cancel();
         let world = Arc::clone(&self.world);
-        self.tracker.spawn(async move {
+        let removal = self.removals.track_future(async move {
             job.tasks.close();
             job.tasks.wait().await;
             for backend in world.backends.values() {
@@ -418,6 +508,7 @@ impl Agent {
             let _tried_again_at_start =
                 tokio::task::spawn_blocking(move || world.journal.discard(lease)).await;
         });
+        self.tracker.spawn(removal);
     }
 }
 
@@ -430,9 +521,10 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn known(list: Vec<Secret>) -> Arc<Secrets> {
-    let masker = Arc::new(Masker::new(&list));
-    Arc::new(Secrets { list, masker })
+/// The name of a secret that the job asks for and does not have.
+fn missing<'a>(assignment: &'a Assignment, secrets: &[Secret]) -> Option<&'a str> {
+    let names = assignment.spec.secrets.iter().map(String::as_str);
+    names.into_iter().find(|name| secrets.iter().all(|secret| secret.name != *name))
 }
 
 /// Room for a frame; nothing where the session is over.

@@ -68,6 +68,8 @@ impl Checkout<'_> {
         self.fetch(run).await?;
         self.must(run, &["checkout", "--quiet", "--detach", "FETCH_HEAD"]).await?;
         if self.submodules {
+            // Submodules with relative addresses lie beside this one.
+            self.must(run, &["remote", "add", "origin", self.url]).await?;
             self.must(run, &["submodule", "update", "--init", "--recursive", "--depth", "1"])
                 .await?;
         }

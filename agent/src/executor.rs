@@ -1,15 +1,7 @@
 //! One job from its lease to its report: workspace, backend, artifacts, and the limits around them. It knows no session;
 //! when this process ends, the job goes on without it.
 
-use std::{
-    fs::{self, OpenOptions},
-    future::Future,
-    io,
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, future::Future, io, path::Path, sync::Arc, time::Duration};
 
 use kiln_core::{
     Millis,
@@ -17,7 +9,6 @@ use kiln_core::{
     session::{Artifact, Assignment, Report},
     spec::Source,
 };
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -31,7 +22,7 @@ use crate::{
     checkout, clock,
     connection::Event,
     lease::Input,
-    run::{Folder, Run, replace},
+    run::{Folder, Run},
     supervisor, workspace,
 };
 
@@ -40,32 +31,21 @@ const KILL_LIMIT: Duration = Duration::from_mins(1);
 /// Sleeps are cut in pieces, because the clock of a timer stands still while the machine sleeps.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
-/// When the job began, so that its time goes on when another process of this agent adopts it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Began {
-    boot: String,
-    boot_ms: Millis,
+/// When the job was taken, so that its time goes on when another process of this agent adopts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Began {
+    /// In milliseconds since the machine's start.
+    At(Millis),
+    /// Before the machine was started anew: whatever ran of it is dead.
+    OnAnotherBoot,
 }
 
 impl Began {
-    fn load_or_now(folder: &Folder) -> io::Result<Self> {
-        let path = folder.path().join("began.json");
-        let boot = clock::boot_id();
-        if let Ok(bytes) = fs::read(&path)
-            && let Ok(began) = serde_json::from_slice::<Self>(&bytes)
-            && began.boot == boot
-        {
-            return Ok(began);
-        }
-        let began = Self { boot, boot_ms: clock::boot_ms() };
-        // After a power cut another boot begins: it need not be on the disk.
-        replace(&path, &serde_json::to_vec(&began)?)?;
-        Ok(began)
-    }
-
-    async fn elapse(&self, limit_ms: Millis) {
+    /// Returns when so much time is over. What died with the machine only has to be told.
+    async fn elapse(self, limit_ms: Millis) {
+        let Self::At(began) = self else { return std::future::pending().await };
         loop {
-            let left = limit_ms - (clock::boot_ms() - self.boot_ms);
+            let left = limit_ms - (clock::boot_ms() - began);
             let Ok(left) = u64::try_from(left) else { return };
             if left == 0 {
                 return;
@@ -102,6 +82,7 @@ impl Stop {
 pub(crate) struct Executor {
     pub(crate) world: Arc<World>,
     pub(crate) job: Box<Assignment>,
+    pub(crate) began: Began,
     pub(crate) folder: Folder,
     pub(crate) cancel: CancellationToken,
     pub(crate) forsake: CancellationToken,
@@ -141,9 +122,12 @@ impl Executor {
 
     async fn outcome(&self, artifacts: &mut Vec<Artifact>) -> Result<(), Outcome> {
         let setup = |error: io::Error| failed(Failure::infra(format!("lease folder: {error}")));
-        self.folder.create().and_then(|()| touch(&self.folder)).map_err(setup)?;
-        let began = Began::load_or_now(&self.folder).map_err(setup)?;
+        self.folder.create().map_err(setup)?;
         let handle = self.folder.remembered().map_err(setup)?;
+        if handle.is_none() && self.began == Began::OnAnotherBoot {
+            // It may have begun: the files that would tell are durable at its end only.
+            return Err(failed(Failure::infra("the machine was restarted while it held the job")));
+        }
         let backend =
             self.world.backends.get(&self.job.spec.backend).cloned().ok_or_else(|| {
                 failed(Failure::infra(format!(
@@ -151,20 +135,20 @@ impl Executor {
                     self.job.spec.backend
                 )))
             })?;
-        let run = self.prepare_run(handle.is_some(), &began).await?;
+        let run = self.prepare_run(handle.is_some()).await?;
         let started = Event::Input(Input::Started(self.job.lease));
         let _ends_with_us = self.world.events.send(started).await;
         if handle.is_none() {
             let prepare = Box::pin(self.prepare(&run));
-            self.limited(&began, prepare).await?.map_err(failed)?;
+            self.limited(prepare).await?.map_err(failed)?;
         }
-        let ran = self.execute(&run, &began, backend, handle).await;
+        let ran = self.execute(&run, backend, handle).await;
         if !matches!(&ran, Ok(()) | Err(Outcome::Failed { kind: FailureKind::User, .. })) {
             return ran;
         }
         if !self.job.spec.artifacts.is_empty() {
             let collected = Box::pin(self.collect(&run));
-            match self.limited(&began, collected).await {
+            match self.limited(collected).await {
                 Ok(Ok(found)) => *artifacts = found,
                 Ok(Err(failure)) => return ran.and_then(|()| Err(failed(failure))),
                 Err(stopped) => return ran.and(Err(stopped)),
@@ -174,7 +158,7 @@ impl Executor {
     }
 
     /// What the backend gets. A job that begins here waits for its secrets; an adopted one has them already.
-    async fn prepare_run(&self, adopted: bool, began: &Began) -> Result<Run, Outcome> {
+    async fn prepare_run(&self, adopted: bool) -> Result<Run, Outcome> {
         let mut known = self.secrets.clone();
         let secrets = if adopted {
             known.borrow().as_ref().map(|secrets| secrets.list.clone()).unwrap_or_default()
@@ -183,7 +167,7 @@ impl Executor {
                 let known = known.wait_for(Option::is_some).await;
                 known.ok().and_then(|known| known.as_ref().map(|known| known.list.clone()))
             });
-            self.limited(began, wait).await?.unwrap_or_default()
+            self.limited(wait).await?.unwrap_or_default()
         };
         Ok(Run {
             lease: self.job.lease,
@@ -198,30 +182,25 @@ impl Executor {
     }
 
     /// Something of ours that ends by being dropped.
-    async fn limited<T>(
-        &self,
-        began: &Began,
-        work: impl Future<Output = T> + Unpin,
-    ) -> Result<T, Outcome> {
+    async fn limited<T>(&self, work: impl Future<Output = T> + Unpin) -> Result<T, Outcome> {
         tokio::select! {
             biased;
             done = work => Ok(done),
-            stop = self.stopped(began) => Err(stop.outcome(&self.job)),
+            stop = self.stopped() => Err(stop.outcome(&self.job)),
         }
     }
 
-    async fn stopped(&self, began: &Began) -> Stop {
+    async fn stopped(&self) -> Stop {
         tokio::select! {
             () = self.cancel.cancelled() => Stop::Cancelled,
             () = self.forsake.cancelled() => Stop::Forsaken,
-            () = began.elapse(self.job.spec.timeouts.total_ms) => Stop::TotalTime,
+            () = self.began.elapse(self.job.spec.timeouts.total_ms) => Stop::TotalTime,
         }
     }
 
     async fn execute(
         &self,
         run: &Run,
-        began: &Began,
         backend: Arc<dyn Backend>,
         handle: Option<String>,
     ) -> Result<(), Outcome> {
@@ -232,7 +211,7 @@ impl Executor {
         let stop = tokio::select! {
             biased;
             result = &mut running => return result.map_err(failed),
-            stop = self.stopped(began) => stop,
+            stop = self.stopped() => stop,
         };
         run.cancel.cancel();
         let grace = Duration::from_millis(u64::try_from(run.grace_ms).unwrap_or(0));
@@ -304,20 +283,23 @@ fn failed(failure: Failure) -> Outcome {
 }
 
 /// Each job has a main log, be it empty.
-fn touch(folder: &Folder) -> io::Result<()> {
-    let path = folder.spool("main");
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map(drop)
-}
-
-fn log_lengths(folder: &Folder) -> io::Result<std::collections::BTreeMap<String, u64>> {
-    let streams = streams(folder)?.into_iter();
-    streams.map(|stream| Ok((stream.clone(), fs::metadata(folder.spool(&stream))?.len()))).collect()
+fn log_lengths(folder: &Folder) -> io::Result<BTreeMap<String, u64>> {
+    let mut lengths = BTreeMap::from([("main".to_owned(), 0)]);
+    for stream in streams(folder)? {
+        let length = fs::metadata(folder.spool(&stream))?.len();
+        lengths.insert(stream, length);
+    }
+    Ok(lengths)
 }
 
 /// The names of all streams that have a spool.
 pub(crate) fn streams(folder: &Folder) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(folder.spool_dir()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+        entries => entries?,
+    };
     let mut names = vec![];
-    for entry in fs::read_dir(folder.spool_dir())? {
+    for entry in entries {
         let name = entry?.file_name();
         let stream = name.to_str().and_then(|name| name.strip_suffix(".log"));
         names.extend(stream.filter(|name| kiln_core::spec::is_name(name)).map(str::to_owned));

@@ -1,5 +1,5 @@
-//! What of the leases survives this process: a file to which each change is appended, and the counter of Hellos. It
-//! knows no session; what an entry means is for [`crate::lease`] to say.
+//! What of the leases survives this process: a file to which each change is appended, the counter of Hellos, and where
+//! the folder was when the server last let its agent in. It knows no session; what an entry means is for [`crate::lease`] to say.
 
 mod records;
 
@@ -8,16 +8,20 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
 use kiln_core::id::LeaseId;
+use rustix::fs::FallocateFlags;
+use sha2::{Digest, Sha256};
 
 use crate::{
+    clock,
+    identity::hex,
     lease::Entry,
-    run::{Folder, write_durably},
+    run::{Folder, is_no_room, write_durably},
     workspace,
 };
 use records::{Content, Record};
@@ -25,10 +29,14 @@ use records::{Content, Record};
 const JOURNAL: &str = "journal";
 const EPOCH: &str = "epoch";
 const LOCK: &str = "lock";
+const HOME: &str = "home";
 /// A smaller file is not worth rewriting.
 const COMPACT_BYTES: u64 = 4 << 20;
 /// A file that grew by less since it was rewritten is not either.
 const COMPACT_FACTOR: u64 = 4;
+
+/// Room on the disk that the file keeps for itself, so that a job that fills the disk can still be ended, and told of.
+const RESERVED_BYTES: u64 = 1 << 20;
 
 /// Why the data folder can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +49,15 @@ pub enum Error {
     Record { path: PathBuf, source: serde_json::Error },
     #[error("{}: not a number; restore the file, or enrol the agent anew", .0.display())]
     Epoch(PathBuf),
+    #[error("no randomness for an instance id")]
+    Random,
+}
+
+impl Error {
+    /// The same may succeed when there is room on the disk.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_no_room(source))
+    }
 }
 
 pub(crate) fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, Error> {
@@ -52,6 +69,7 @@ pub(crate) fn at<T>(path: &Path, result: io::Result<T>) -> Result<T, Error> {
 pub struct Journal {
     data: PathBuf,
     log: Mutex<Log>,
+    instance: String,
     _lock: File,
 }
 
@@ -65,6 +83,8 @@ struct Log {
     limit: u64,
     /// Leases whose entries are in it.
     known: BTreeSet<LeaseId>,
+    /// Up to here there is room for it, whatever else fills the disk.
+    reserved: u64,
 }
 
 impl Journal {
@@ -82,7 +102,33 @@ impl Journal {
         // Supervisors get absolute paths, wherever this process was started.
         let data = at(data, data.canonicalize())?;
         let log = Mutex::new(Log::open(data.join(JOURNAL))?);
-        Ok(Self { data, log, _lock: lock })
+        let instance = instance(&data)?;
+        Ok(Self { data, log, instance, _lock: lock })
+    }
+
+    /// Names this folder on this machine in this boot: a copy has another one, as has the folder after a reboot.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// Whether the leases were taken, and their processes started, in this very folder and boot.
+    pub fn is_home(&self) -> Result<bool, Error> {
+        let path = self.data.join(HOME);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(text == self.instance),
+            // No server has let it in yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(source) => Err(Error::Io { path, source }),
+        }
+    }
+
+    /// The server let this folder's agent in: what is taken from now on is taken here. Says whether that is new.
+    pub fn settle(&self) -> Result<bool, Error> {
+        let path = self.data.join(HOME);
+        if fs::read_to_string(&path).is_ok_and(|text| text == self.instance) {
+            return Ok(false);
+        }
+        at(&path, write_durably(&path, self.instance.as_bytes())).map(|()| true)
     }
 
     pub fn data(&self) -> &Path {
@@ -143,7 +189,11 @@ impl Journal {
             log.known.remove(lease);
         }
         log.known.extend(entries.iter().map(|entry| entry.assignment.lease));
-        if log.size > log.limit { log.compact() } else { Ok(()) }
+        if log.size > log.limit {
+            log.compact()?;
+        }
+        log.reserve();
+        Ok(())
     }
 
     /// Removes the lease's folder with all that is in it. What can't be removed is tried again at the next start.
@@ -159,12 +209,28 @@ impl Journal {
     }
 }
 
+/// A hash, so that the server learns nothing about the machine.
+fn instance(data: &Path) -> Result<String, Error> {
+    let folder = at(data, fs::metadata(data))?;
+    let mut boot = clock::boot_id().into_bytes();
+    if boot.is_empty() {
+        // Nothing tells this machine from its copy: each process is on its own.
+        boot = vec![0; 16];
+        getrandom::fill(&mut boot).map_err(|_| Error::Random)?;
+    }
+    let place = format!(" {} {}", folder.dev(), folder.ino());
+    let digest = Sha256::new().chain_update(boot).chain_update(place).finalize();
+    Ok(hex(&digest[..16]))
+}
+
 impl Log {
     fn open(path: PathBuf) -> Result<Self, Error> {
         let mut options = OpenOptions::new();
         let file = at(&path, options.append(true).create(true).mode(0o600).open(&path))?;
-        let mut log = Self { path, file, size: 0, limit: COMPACT_BYTES, known: BTreeSet::new() };
+        let known = BTreeSet::new();
+        let mut log = Self { path, file, size: 0, limit: COMPACT_BYTES, known, reserved: 0 };
         log.compact()?;
+        log.reserve();
         Ok(log)
     }
 
@@ -182,17 +248,42 @@ impl Log {
 
     /// Puts a file in its place that holds what counts, and no more.
     fn compact(&mut self) -> Result<(), Error> {
-        let content = self.read()?;
+        let mut content = self.read()?;
+        let boot = clock::boot_id();
+        if content.boot.as_ref().is_some_and(|written| *written != boot) {
+            content.entries.values_mut().for_each(|entry| entry.interrupted = true);
+        }
         let mut bytes = vec![];
+        self.write(&Record::Boot(boot.into()), &mut bytes)?;
         for entry in content.entries.values() {
             self.write(&Record::Entry(Cow::Borrowed(entry)), &mut bytes)?;
         }
-        at(&self.path, write_durably(&self.path, &bytes))?;
-        self.file = at(&self.path, OpenOptions::new().append(true).open(&self.path))?;
-        self.size = bytes.len() as u64;
+        match write_durably(&self.path, &bytes) {
+            Ok(()) => {
+                self.file = at(&self.path, OpenOptions::new().append(true).open(&self.path))?;
+                self.size = bytes.len() as u64;
+                self.reserved = 0;
+            }
+            // The old one says the same at greater length; nothing must follow half a record.
+            Err(error) if is_no_room(&error) => {
+                self.size = content.whole as u64;
+                at(&self.path, self.file.set_len(self.size))?;
+            }
+            Err(error) => return at(&self.path, Err(error)),
+        }
         self.limit = COMPACT_BYTES.max(self.size.saturating_mul(COMPACT_FACTOR));
         self.known = content.entries.into_keys().collect();
         Ok(())
+    }
+
+    /// Where it can't be done, appending may have to wait for room.
+    fn reserve(&mut self) {
+        if self.reserved < self.size + RESERVED_BYTES / 2 {
+            let flags = FallocateFlags::KEEP_SIZE;
+            if rustix::fs::fallocate(&self.file, flags, self.size, RESERVED_BYTES).is_ok() {
+                self.reserved = self.size + RESERVED_BYTES;
+            }
+        }
     }
 
     fn write(&self, record: &Record<'_>, into: &mut Vec<u8>) -> Result<(), Error> {

@@ -21,6 +21,12 @@ pub const EXCLUSIVE_MARGIN_MS: Millis = 15_000;
 pub struct Entry {
     pub assignment: Assignment,
     pub state: EntryState,
+    /// When it was taken, in milliseconds since the machine's start.
+    #[serde(default)]
+    pub taken_at: Millis,
+    /// The machine was started anew since: whatever ran of it is dead.
+    #[serde(default)]
+    pub interrupted: bool,
 }
 
 /// Where a lease stands on this machine.
@@ -33,6 +39,11 @@ pub enum EntryState {
 }
 
 impl Entry {
+    /// One that is taken at this time.
+    pub fn taken(assignment: Assignment, taken_at: Millis) -> Self {
+        Self { assignment, state: EntryState::Taken, taken_at, interrupted: false }
+    }
+
     fn held(&self) -> Held {
         match self.state {
             EntryState::Taken => Held::Taken,
@@ -72,6 +83,8 @@ pub enum Input {
     LogSealed(LeaseId),
     /// Time goes by.
     Tick,
+    /// The server knows this agent no more, nor what becomes of its leases.
+    Evicted,
     /// The person at this machine wants it to stop once its jobs are done.
     Stop,
 }
@@ -118,8 +131,15 @@ pub struct Leases {
 
 impl Leases {
     /// Goes on with what the journal holds after a restart.
-    pub fn restore(entries: impl IntoIterator<Item = Entry>) -> Self {
-        let entries = entries.into_iter().map(|entry| (entry.assignment.lease, entry)).collect();
+    ///
+    /// A process outlives no boot and moves with no folder. Where this is not the `home` of the journal, what did not
+    /// finish is gone, or is another's: only results count.
+    pub fn restore(entries: impl IntoIterator<Item = Entry>, home: bool) -> Self {
+        let entries = entries
+            .into_iter()
+            .filter(|entry| home || entry.held() == Held::Finished)
+            .map(|entry| (entry.assignment.lease, entry))
+            .collect();
         Self { entries, ..Self::default() }
     }
 
@@ -140,7 +160,7 @@ impl Leases {
         self.session.is_some()
     }
 
-    /// Takes what happened at `now`, on a clock that only goes forward.
+    /// Takes what happened at `now`, on a clock that only goes forward, while the machine sleeps too.
     pub fn apply(&mut self, input: Input, now: Millis) -> Vec<Output> {
         let mut out = match input {
             Input::Welcome { session, grace_ms, keep, abandon } => {
@@ -148,13 +168,19 @@ impl Leases {
                 self.grace_ms = grace_ms;
                 self.welcome(session, &keep, &abandon)
             }
-            Input::Assign { session, assignment } => self.assign(session, *assignment),
+            Input::Assign { session, assignment } => self.assign(session, *assignment, now),
             Input::Ack(lease) => {
                 self.acked.insert(lease);
                 self.forget_if_complete(lease)
             }
             Input::Revoke(lease) => self.revoke(lease),
             Input::Abandon(lease) => self.abandon(lease),
+            Input::Evicted => {
+                self.session = None;
+                self.leaving = true;
+                let all: Vec<_> = self.entries.keys().copied().collect();
+                all.into_iter().flat_map(|lease| self.abandon(lease)).collect()
+            }
             Input::Drain | Input::Stop => {
                 self.leaving = true;
                 vec![]
@@ -204,7 +230,7 @@ impl Leases {
         out
     }
 
-    fn assign(&mut self, session: SessionId, assignment: Assignment) -> Vec<Output> {
+    fn assign(&mut self, session: SessionId, assignment: Assignment, now: Millis) -> Vec<Output> {
         if self.session != Some(session) {
             return vec![];
         }
@@ -219,10 +245,7 @@ impl Leases {
                 vec![Output::Send(Frame::Refused(lease, "the agent is leaving".to_owned()))]
             }
             None => {
-                self.entries.insert(
-                    lease,
-                    Entry { assignment: assignment.clone(), state: EntryState::Taken },
-                );
+                self.entries.insert(lease, Entry::taken(assignment.clone(), now));
                 vec![Output::Save(lease), Output::Run(Box::new(assignment))]
             }
         }

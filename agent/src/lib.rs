@@ -20,7 +20,7 @@ mod spool;
 pub mod supervisor;
 pub mod workspace;
 
-pub use agent::{run, run_with};
+pub use agent::{Error, run, run_with};
 pub use config::Config;
 pub use connection::Address;
 pub use identity::{Identity, enroll};

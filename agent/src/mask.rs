@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use aho_corasick::AhoCorasick;
+use aho_corasick::{AhoCorasick, AhoCorasickBuilder, AhoCorasickKind};
 use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE},
@@ -15,6 +15,13 @@ use crate::run::Secret;
 
 /// Lines and encodings shorter than this are words that logs are full of.
 const MIN_DERIVED: usize = 6;
+/// Longer forms are looked for piece by piece, so that a large secret neither delays the log by its own length nor
+/// shows where only a part of it is printed.
+const PIECE: usize = 128;
+/// Where `base64` and `openssl` break lines.
+const WRAPS: [usize; 2] = [76, 64];
+/// Bytes of patterns up to which the fastest automaton is worth its memory, about a KiB for each byte.
+const SMALL: usize = 4 << 10;
 
 /// Finds the secrets of one lease.
 #[derive(Debug)]
@@ -43,8 +50,12 @@ impl Masker {
             return Self { finder: Finder::Nothing, patterns, longest: 0 };
         }
         let longest = patterns.iter().map(Vec::len).max().unwrap_or(0);
+        let small = patterns.iter().map(Vec::len).sum::<usize>() <= SMALL;
+        let kind = if small { AhoCorasickKind::DFA } else { AhoCorasickKind::ContiguousNFA };
         // Secrets of gigabytes fit no automaton: then nothing is shown.
-        let finder = AhoCorasick::new(&patterns)
+        let finder = AhoCorasickBuilder::new()
+            .kind(Some(kind))
+            .build(&patterns)
             .map_or(Finder::Everything, |finder| Finder::Secrets(Box::new(finder)));
         Self { finder, patterns, longest }
     }
@@ -92,16 +103,28 @@ fn forms(value: &[u8], patterns: &mut BTreeSet<Vec<u8>>) {
     if trimmed.is_empty() {
         return;
     }
-    patterns.insert(trimmed.to_vec());
+    insert(trimmed, patterns);
     let lines: Vec<_> = trimmed.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).collect();
     if lines.len() > 1 {
-        patterns.extend(lines.iter().filter(|line| line.len() >= MIN_DERIVED).map(|l| l.to_vec()));
+        lines.iter().filter(|line| line.len() >= MIN_DERIVED).for_each(|l| insert(l, patterns));
     }
     for text in [value, trimmed] {
         for alignment in 0..3 {
             encoded(text, alignment, patterns);
         }
+        let whole = STANDARD.encode(text);
+        for width in WRAPS.into_iter().filter(|width| whole.len() > *width) {
+            let lines = whole.as_bytes().chunks(width).filter(|line| line.len() >= MIN_DERIVED);
+            lines.for_each(|line| insert(line, patterns));
+        }
     }
+}
+
+/// In pieces that cover all of it.
+fn insert(form: &[u8], patterns: &mut BTreeSet<Vec<u8>>) {
+    let pieces = form.chunks_exact(PIECE);
+    patterns.extend(pieces.map(<[u8]>::to_vec));
+    patterns.insert(form[form.len().saturating_sub(PIECE)..].to_vec());
 }
 
 /// What base64 makes of the secret when it stands `alignment` bytes behind a multiple of three, without the characters
@@ -115,7 +138,7 @@ fn encoded(value: &[u8], alignment: usize, patterns: &mut BTreeSet<Vec<u8>>) {
         let text = engine.encode(&padded);
         let own = text.as_bytes().get(skip..keep).unwrap_or_default();
         if own.len() >= MIN_DERIVED {
-            patterns.insert(own.to_vec());
+            insert(own, patterns);
         }
     }
 }
@@ -168,6 +191,27 @@ mod tests {
             let code = STANDARD.encode(format!("{prefix}hunter2-hunter2:rest"));
             let shown = masked(&masker, &code);
             assert!(shown.matches('*').count() >= 17, "{code} became {shown}");
+        }
+    }
+
+    #[test]
+    fn a_large_secret_is_masked_however_it_is_printed() {
+        let value: Vec<u8> =
+            (0..60_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8 | 1).collect();
+        let masker = masker(&[&value]);
+        assert!(masker.lookback() < PIECE);
+        let whole = STANDARD.encode(&value);
+        let lines = |width: usize| {
+            let lines = whole.as_bytes().chunks(width).map(|line| [line, b"\n"].concat());
+            lines.collect::<Vec<_>>().concat()
+        };
+        for printed in [value, whole.clone().into_bytes(), lines(76), lines(64)] {
+            let mut text = [b"x ", &printed[..], b" y"].concat();
+            masker.mask(&mut text);
+            assert!(text.starts_with(b"x *") && text.ends_with(b" y"));
+            let shown =
+                text[2..text.len() - 2].iter().filter(|&&b| b != b'*' && b != b'\n').count();
+            assert!(shown <= MIN_DERIVED, "{shown} bytes of {}", printed.len());
         }
     }
 

@@ -23,13 +23,12 @@ use crate::{
     connection::{Acked, Event, PushError, Pusher},
     executor,
     lease::Input,
-    mask::Masker,
     run::Folder,
     spool::{CHUNK, Crc, Spool, Stages},
 };
 
 /// Bytes on the way at most: what a fast network holds in the time that a server's disk takes.
-const WINDOW: u64 = 8 << 20;
+const WINDOW: u64 = 16 << 20;
 const POLL_MIN: Duration = Duration::from_millis(5);
 const POLL_MAX: Duration = Duration::from_millis(50);
 /// How often a new stream is looked for.
@@ -64,6 +63,8 @@ enum Failed {
     Spool(#[from] io::Error),
     #[error("the server holds {durable} bytes that are not those of the spool")]
     Mismatch { durable: u64 },
+    #[error("the server did not repeat the secrets of the job: they can't be masked")]
+    Unmaskable,
     /// Nothing was written for a while.
     #[error("idle")]
     Idle { staged: usize },
@@ -84,23 +85,17 @@ impl Upload {
     async fn all(self) {
         let mut secrets = self.secrets.clone();
         // Before the server repeated its secrets nothing of an adopted job's log is sent.
-        let Ok(masker) = secrets
-            .wait_for(Option::is_some)
-            .await
-            .map(|known| known.as_ref().map(|secrets| Arc::clone(&secrets.masker)))
-        else {
-            return;
-        };
-        let Some(masker) = masker else { return };
+        let known = secrets.wait_for(Option::is_some).await.ok().and_then(|known| known.clone());
+        let Some(secrets) = known else { return };
         let mut known = BTreeSet::from(["main".to_owned()]);
-        let mut running = vec![self.stream("main".to_owned(), &masker)];
+        let mut running = vec![self.stream("main".to_owned(), &secrets)];
         let mut lengths = self.lengths.clone();
         // Streams that appear later have uploads of their own.
         loop {
             let found = executor::streams(&self.folder).unwrap_or_default();
             for stream in found.into_iter().chain(named(&lengths)) {
                 if known.insert(stream.clone()) {
-                    running.push(self.stream(stream, &masker));
+                    running.push(self.stream(stream, &secrets));
                 }
             }
             if lengths.borrow_and_update().is_some() {
@@ -118,11 +113,12 @@ impl Upload {
         let _ends_with_us = self.world.events.send(sealed).await;
     }
 
-    fn stream(&self, stream: String, masker: &Arc<Masker>) -> Running {
+    fn stream(&self, stream: String, secrets: &Secrets) -> Running {
         let uploading = Stream {
             world: Arc::clone(&self.world),
             lease: self.lease,
-            spool: Spool::new(&self.folder, &stream, Arc::clone(masker)),
+            spool: Spool::new(&self.folder, &stream, Arc::clone(&secrets.masker)),
+            maskable: secrets.complete,
             folder: (stream == "main").then(|| self.folder.clone()),
             name: stream,
             lengths: self.lengths.clone(),
@@ -170,7 +166,7 @@ impl Patience {
                 tracing::warn!(why, "log given up");
                 None
             }
-            Failed::Mismatch { .. } | Failed::Spool(_) => {
+            Failed::Mismatch { .. } | Failed::Unmaskable | Failed::Spool(_) => {
                 if !std::mem::replace(&mut self.reported, true) {
                     tracing::error!(error = %failed, "log not sent");
                 }
@@ -191,6 +187,8 @@ struct Stream {
     lease: LeaseId,
     name: String,
     spool: Spool,
+    /// All secrets of the job are known.
+    maskable: bool,
     /// Where the stages are; they belong to the main stream.
     folder: Option<Folder>,
     lengths: watch::Receiver<Lengths>,
@@ -263,6 +261,9 @@ impl Stream {
         let (pusher, mut acks, first) = self.world.server.push_log(self.lease, &self.name).await?;
         if first.sealed {
             return Ok(());
+        }
+        if !self.maskable {
+            return Err(Failed::Unmaskable);
         }
         self.verify(first).await?;
         let flight = Flight {

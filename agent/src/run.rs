@@ -4,7 +4,7 @@
 mod folder;
 
 use std::{
-    fmt, io,
+    io,
     path::{Path, PathBuf},
 };
 
@@ -12,25 +12,13 @@ use kiln_core::{Millis, id::LeaseId};
 use tokio_util::sync::CancellationToken;
 
 pub use folder::{Folder, StageMark};
-pub(crate) use folder::{replace, write_durably};
+pub(crate) use folder::{is_no_room, replace, write_durably};
+pub use kiln_core::secret::Secret;
 
 use crate::{
     backend::Failure,
     supervisor::{Exit, Spec, Task, client},
 };
-
-/// A value that never appears in a log, in argv or in the environment.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret {
-    pub name: String,
-    pub value: Vec<u8>,
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Secret").field("name", &self.name).finish_non_exhaustive()
-    }
-}
 
 /// One job's view of the world.
 #[derive(Debug, Clone)]
@@ -72,7 +60,7 @@ impl Run {
         blocking(move || folder.say(&text)).await
     }
 
-    /// Keeps what `adopt` needs after a crash. Durable when it returns.
+    /// Keeps what `adopt` needs when this process is dead. It need not outlast the machine, on which nothing lives then.
     pub async fn remember(&self, handle: &str) -> io::Result<()> {
         let (folder, handle) = (self.folder.clone(), handle.to_owned());
         blocking(move || folder.remember(&handle)).await

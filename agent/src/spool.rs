@@ -138,6 +138,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let folder = Folder::new(dir.path());
             folder.create().unwrap();
+            folder.open_spool("main").unwrap();
             let secret = Secret { name: "s".into(), value: secret.into_bytes() };
             let masker = Arc::new(Masker::new(&[secret]));
             let spool = Spool::new(&folder, "main", masker.clone());

@@ -313,6 +313,33 @@ async fn a_log_without_a_byte_needs_no_upload() {
     agent.stop().await;
 }
 
+/// A job that may have begun is never begun again, be its handle on the disk or not.
+#[tokio::test]
+async fn a_job_that_a_restart_of_the_machine_cut_off_fails() {
+    let setup = Setup::new().await;
+    let agent = setup.start();
+    let job = job(1, "say before\ngate");
+    setup.fake.assign(&job, vec![]).await;
+    let key = (job.lease.to_string(), "main".to_owned());
+    let said = |state: &fake::State| state.logs.get(&key).is_some_and(|log| log.bytes.len() == 7);
+    setup.fake.until("some log", said).await;
+    agent.stop().await;
+    let record = br#"{"boot":"another"}"#;
+    let mut journal =
+        fs::OpenOptions::new().append(true).open(setup.config.data_dir.join("journal")).unwrap();
+    let length = u32::try_from(record.len()).unwrap();
+    journal.write_all(&length.to_le_bytes()).unwrap();
+    journal.write_all(&crc32fast::hash(record).to_le_bytes()).unwrap();
+    journal.write_all(record).unwrap();
+
+    let agent = setup.start();
+    let finished = setup.fake.finished().await;
+    let text = format!("{finished:?}");
+    assert!(text.contains("the machine was restarted while it held the job"), "{text}");
+    assert_eq!(setup.words.runs.load(Ordering::SeqCst), 1);
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn another_process_adopts_the_job_and_masks_its_log() {
     let setup = Setup::new().await;
@@ -512,6 +539,41 @@ async fn a_git_source_is_checked_out_and_a_missing_ref_is_the_users_fault() {
     let (kind, message) = failure(&setup.fake.state().finished[1]);
     assert_eq!(kind, v1::FailureKind::User, "{message}");
     assert!(message.contains(&url) && message.contains("nowhere"), "{message}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn submodules_are_checked_out_at_the_commit_that_is_pinned() {
+    let mut setup = Setup::new().await;
+    setup.config.allow_local_git = true;
+    let folder = tempfile::tempdir().unwrap();
+    let (main, part) = (folder.path().join("main"), folder.path().join("part"));
+    let commit = |repo: &Path, file: &str, text: &str| {
+        fs::write(repo.join(file), text).unwrap();
+        git(repo, &["add", "."]);
+        git(repo, &["commit", "-qm", text.trim()]);
+    };
+    for repo in [&main, &part] {
+        fs::create_dir(repo).unwrap();
+        git(repo, &["init", "-q"]);
+    }
+    commit(&part, "part.txt", "pinned\n");
+    commit(&main, "main.txt", "main\n");
+    // An address relative to that of the repository itself.
+    git(
+        &main,
+        &["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", "../part", "sub"],
+    );
+    git(&main, &["commit", "-qm", "Add the part"]);
+    commit(&part, "part.txt", "newer\n");
+
+    let agent = setup.start();
+    let mut job = job(1, "read sub/part.txt");
+    let url = main.to_str().unwrap().to_owned();
+    job.spec.source = Some(Source::Git { url, r#ref: String::new(), submodules: true });
+    setup.fake.assign(&job, vec![]).await;
+    let log = String::from_utf8(setup.fake.sealed(job.lease).await.bytes).unwrap();
+    assert!(log.ends_with("pinned\n"), "{log}");
     agent.stop().await;
 }
 

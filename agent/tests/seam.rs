@@ -88,7 +88,7 @@ async fn converse(
                     ..Welcome::default()
                 };
                 say.send(frame(Says::Welcome(welcome))).await.unwrap();
-                let assign = convert::assign(session, job.clone());
+                let assign = convert::assign(session, job.clone(), &[]);
                 say.send(frame(Says::Assign(assign))).await.unwrap();
                 heard.send(Heard::Hello(Box::new(hello))).await.unwrap();
             }

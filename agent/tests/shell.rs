@@ -148,7 +148,7 @@ async fn what_a_forgotten_lease_left_is_swept() {
     shell.sweep(&[]).await;
     assert!(!is_alive(child));
     let failure = timeout(LIMIT, running).await.unwrap().unwrap_err();
-    assert_eq!(failure.message, "killed by SIGKILL");
+    assert_eq!(failure.message, "exit code 137 (SIGKILL)");
 }
 
 #[test]

@@ -272,24 +272,35 @@ async fn files_of_the_lease_are_nobody_elses() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_an_infra_failure_that_says_so() {
+async fn a_full_disk_holds_the_job_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
-    let mount = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=256k,mode=700", "kiln-test"])
-        .arg(dir.path())
-        .output();
-    if !mount.is_ok_and(|output| output.status.success()) {
+    let mount = |options: &str| {
+        Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "kiln-test"])
+            .arg(dir.path())
+            .output()
+            .is_ok_and(|output| output.status.success())
+    };
+    if !mount("size=256k,mode=700") {
         println!("skipped: this user can't mount a small file system");
         return;
     }
     let run = run_in(dir.path(), lease());
-    let ended = timeout(LIMIT, run.spawn(script(&run, "yes"))).await;
-    let log_bytes = fs::metadata(run.folder.spool("main")).map_or(0, |meta| meta.len());
-    assert!(Command::new("umount").arg(dir.path()).status().unwrap().success());
-    let failure = ended.unwrap().unwrap().into_result().unwrap_err();
-    assert_eq!(failure.kind, FailureKind::Infra);
-    assert!(failure.message.contains("No space left"), "{failure}");
-    assert!(log_bytes > 100_000, "{log_bytes}");
+    let full = async {
+        let written = || fs::metadata(run.folder.spool("main")).map_or(0, |meta| meta.len());
+        until("the disk is full", || written() > 100_000).await;
+        mount("remount,size=8m,mode=700")
+    };
+    let task = script(&run, "seq 1 200000");
+    let (ended, grown) =
+        timeout(LIMIT, async { tokio::join!(run.spawn(task), full) }).await.unwrap();
+    let said = fs::read(run.folder.spool("main")).unwrap();
+    assert!(Command::new("umount").args(["-l"]).arg(dir.path()).status().unwrap().success());
+    assert!(grown, "the file system could not grow");
+    ended.unwrap().into_result().unwrap();
+    let lines = (1..=200_000).fold(String::new(), |lines, line| lines + &format!("{line}\n"));
+    assert_eq!(said.len(), lines.len());
+    assert!(said == lines.as_bytes(), "the log is not what was printed");
 }
 
 #[tokio::test]

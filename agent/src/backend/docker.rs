@@ -91,7 +91,7 @@ struct Handle {
 
 impl Docker {
     pub fn new(config: Config, owner: &str) -> Self {
-        let secrets = Secrets::new("docker", owner);
+        let secrets = Secrets::contained("docker", owner);
         Self { config, owner: owner.to_owned(), secrets }
     }
 

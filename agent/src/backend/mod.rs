@@ -71,8 +71,8 @@ pub trait Backend: Debug + Send + Sync {
     /// What it offers on this machine now; asked at start and every minute.
     async fn probe(&self) -> Result<Offer, Unavailable>;
 
-    /// Runs a job to its end. Called once for a lease, unless it could not say `run.remember`. After a cancellation it
-    /// returns too, and what it returns says how the job took it.
+    /// Runs a job to its end. Called once for a lease, unless this process died before it said `run.remember`. After a
+    /// cancellation it returns too, and what it returns says how the job took it.
     async fn run(&self, job: &Assignment, run: &Run) -> Result<(), Failure>;
 
     /// Goes on with a job that an earlier process of this agent began, by what it remembered.

@@ -12,20 +12,35 @@ use kiln_core::id::LeaseId;
 use crate::run::Secret;
 
 const MEMORY: &str = "/dev/shm";
+/// The numbers of tmpfs and ramfs among file systems.
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// The secrets of the leases of one agent.
 #[derive(Debug, Clone)]
 pub(super) struct Secrets {
     root: PathBuf,
+    /// Nothing of it reaches a disk.
+    in_memory: bool,
     prefix: String,
+    /// Of a file, for who reads it.
+    mode: u32,
 }
 
 impl Secrets {
-    /// In memory where the machine has such a file system, else in the folder for temporary files.
-    pub(super) fn new(kind: &str, owner: &str) -> Self {
-        let memory = Path::new(MEMORY);
-        let root = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        Self { root, prefix: format!("kiln-{kind}-{owner}-") }
+    /// For jobs that run as this agent's own user.
+    pub(super) fn own(kind: &str, owner: &str) -> Self {
+        Self::with_mode(kind, owner, 0o400)
+    }
+
+    /// For jobs that run as some user, in containers that nobody else looks into.
+    pub(super) fn contained(kind: &str, owner: &str) -> Self {
+        Self::with_mode(kind, owner, 0o444)
+    }
+
+    fn with_mode(kind: &str, owner: &str, mode: u32) -> Self {
+        let root = PathBuf::from(MEMORY);
+        let in_memory = is_in_memory(&root);
+        Self { root, in_memory, prefix: format!("kiln-{kind}-{owner}-"), mode }
     }
 
     /// Writes them; the answer is the folder that holds the files, or nothing where there are none. The folder around it
@@ -33,6 +48,9 @@ impl Secrets {
     pub(super) fn write(&self, lease: LeaseId, secrets: &[Secret]) -> io::Result<Option<PathBuf>> {
         if secrets.is_empty() {
             return Ok(None);
+        }
+        if !self.in_memory {
+            return Err(io::Error::other(format!("secrets need a tmpfs at {MEMORY}; mount one")));
         }
         let closed = self.folder(lease);
         self.remove(lease);
@@ -43,9 +61,10 @@ impl Secrets {
         for secret in secrets {
             let path = open.join(file_name(&secret.name)?);
             let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
+                OpenOptions::new().write(true).create_new(true).mode(self.mode).open(path)?;
             file.write_all(&secret.value)?;
-            file.set_permissions(Permissions::from_mode(0o444))?;
+            // Whatever the umask of the agent is.
+            file.set_permissions(Permissions::from_mode(self.mode))?;
         }
         fs::set_permissions(&open, Permissions::from_mode(0o755))?;
         Ok(Some(open))
@@ -72,6 +91,11 @@ impl Secrets {
     }
 }
 
+fn is_in_memory(path: &Path) -> bool {
+    let kind = rustix::fs::statfs(path).ok().and_then(|found| u64::try_from(found.f_type).ok());
+    kind.is_some_and(|kind| IN_MEMORY.contains(&kind))
+}
+
 fn file_name(name: &str) -> io::Result<&str> {
     let is_plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
     let error = || io::Error::other(format!("a secret can't be a file named {name:?}"));
@@ -88,13 +112,21 @@ mod tests {
     fn files_are_behind_a_closed_folder_and_go_away() {
         let lease = |number| LeaseId::from_uuid(Uuid::from_u128(number));
         let root = tempfile::tempdir().unwrap();
-        let secrets = Secrets { root: root.path().to_owned(), prefix: "kiln-test-".to_owned() };
+        let new = |in_memory| Secrets {
+            root: root.path().to_owned(),
+            in_memory,
+            prefix: "kiln-test-".to_owned(),
+            mode: 0o400,
+        };
+        let secrets = new(true);
         let secret = Secret { name: "token".to_owned(), value: b"hush".to_vec() };
         assert_eq!(secrets.write(lease(1), &[]).unwrap(), None);
         let files = secrets.write(lease(1), std::slice::from_ref(&secret)).unwrap().unwrap();
         assert_eq!(fs::read(files.join("token")).unwrap(), b"hush");
-        let closed = fs::metadata(files.parent().unwrap()).unwrap();
-        assert_eq!(closed.permissions().mode() & 0o777, 0o700);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(files.parent().unwrap()), 0o700);
+        assert_eq!(mode(&files.join("token")), 0o400);
+        assert!(new(false).write(lease(1), std::slice::from_ref(&secret)).is_err(), "on a disk");
         assert!(!format!("{secret:?}").contains("hush"));
 
         let again = secrets.write(lease(1), std::slice::from_ref(&secret)).unwrap().unwrap();

@@ -53,7 +53,7 @@ pub struct Shell {
 
 impl Shell {
     pub fn new(config: Config, owner: &str) -> Self {
-        let secrets = Secrets::new("shell", owner);
+        let secrets = Secrets::own("shell", owner);
         Self { config, owner: owner.to_owned(), host: Arc::default(), secrets }
     }
 
@@ -85,7 +85,7 @@ impl Shell {
         let secrets = secrets.map(|path| path.to_string_lossy().into_owned());
         let script = run.dir().join("script");
         let argv = job::argv(&job.spec, &script, &script.to_string_lossy())?;
-        let mut env = base(run);
+        let mut env = base(run)?;
         env.extend(job::environment(job, &workspace.to_string_lossy(), secrets.as_deref()));
         let containment = self.with_host({
             let (group, limits) = (self.group(job.lease), self.limits(job));
@@ -100,11 +100,11 @@ impl Shell {
 }
 
 /// The job gets nothing of the agent's own environment: it may hold credentials.
-fn base(run: &Run) -> BTreeMap<String, String> {
-    let tmp = run.folder.tmp().to_string_lossy().into_owned();
-    [("PATH", PATH), ("HOME", &tmp), ("TMPDIR", &tmp), ("LANG", "C.UTF-8"), ("TERM", "dumb")]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into()
+fn base(run: &Run) -> io::Result<BTreeMap<String, String>> {
+    let tmp = run.folder.make_tmp()?.to_string_lossy().into_owned();
+    let env =
+        [("PATH", PATH), ("HOME", &tmp), ("TMPDIR", &tmp), ("LANG", "C.UTF-8"), ("TERM", "dumb")];
+    Ok(env.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
 }
 
 #[async_trait]

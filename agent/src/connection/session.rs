@@ -120,18 +120,12 @@ impl Hub {
             if self.events.send(Event::Input(Input::Disconnected)).await.is_err() {
                 return;
             }
-            let pause = match ended {
-                Ended::Stopped => return,
-                Ended::Cut { opened, why } => {
-                    bound = if opened { BACKOFF_MIN } else { (bound * 2).min(BACKOFF_MAX) };
-                    tracing::warn!(why, "no session with the server; trying again");
-                    jitter(bound)
-                }
-                Ended::Refused(status) => {
-                    tracing::error!(code = ?status.code(), message = status.message(), "{}", advice(&status));
-                    SLOW / 2 + jitter(SLOW / 2)
-                }
-            };
+            if matches!(&ended, Ended::Refused(status) if is_eviction(status)) {
+                // Where nobody hears it, this process ends anyway.
+                let _ = self.events.send(Event::Input(Input::Evicted)).await;
+                return;
+            }
+            let Some(pause) = pause(&ended, &mut bound) else { return };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = sleep(pause) => {}
@@ -230,8 +224,29 @@ impl Hub {
     }
 }
 
+/// How long to wait before the next session; nothing where there is to be none.
+fn pause(ended: &Ended, bound: &mut Duration) -> Option<Duration> {
+    match ended {
+        Ended::Stopped => None,
+        Ended::Cut { opened, why } => {
+            *bound = if *opened { BACKOFF_MIN } else { (*bound * 2).min(BACKOFF_MAX) };
+            tracing::warn!(why, "no session with the server; trying again");
+            Some(jitter(*bound))
+        }
+        Ended::Refused(status) => {
+            tracing::error!(code = ?status.code(), message = status.message(), "{}", advice(status));
+            Some(SLOW / 2 + jitter(SLOW / 2))
+        }
+    }
+}
+
 fn cut(opened: bool, why: &str) -> Ended {
     Ended::Cut { opened, why: why.to_owned() }
+}
+
+/// The server says that this very agent was one, and is one no more.
+fn is_eviction(status: &Status) -> bool {
+    kiln_sdk::Error::from(status.clone()).reason() == Some("AGENT_EVICTED")
 }
 
 fn advice(status: &Status) -> &'static str {
@@ -253,10 +268,6 @@ fn jitter(bound: Duration) -> Duration {
     Duration::from_micros(random % micros.saturating_add(1))
 }
 
-fn secrets(list: Vec<v1::Secret>) -> Vec<Secret> {
-    list.into_iter().map(|secret| Secret { name: secret.name, value: secret.value }).collect()
-}
-
 fn opened(welcome: v1::Welcome, frames: mpsc::Sender<Frame>) -> Result<Opened, String> {
     let bad = |field: &str| format!("the server's Welcome has a bad {field}");
     let mut keep = vec![];
@@ -264,7 +275,7 @@ fn opened(welcome: v1::Welcome, frames: mpsc::Sender<Frame>) -> Result<Opened, S
     for kept in welcome.keep {
         let lease: LeaseId = kept.lease.parse().map_err(|_| bad("keep"))?;
         keep.push((lease, kept.cancelling));
-        known.push((lease, secrets(kept.secrets)));
+        known.push((lease, convert::secrets(kept.secrets)));
     }
     let abandon = welcome.abandon.iter().map(|lease| lease.parse());
     Ok(Opened {
@@ -304,7 +315,7 @@ fn event(frame: v1::SessionResponse) -> Option<Event> {
     match frame.frame? {
         F::Welcome(_) => None,
         F::Assign(mut assign) => {
-            let secrets = secrets(std::mem::take(&mut assign.secrets));
+            let secrets = convert::secrets(std::mem::take(&mut assign.secrets));
             let id = assign.lease.parse();
             match convert::assignment("assign", assign) {
                 Ok((session, assignment)) => {

@@ -10,11 +10,13 @@ use crate::lease::{Entry, EntryState};
 /// Length and CRC-32 of what follows.
 const HEAD: usize = 8;
 
-/// A change.
+/// A change, or where it was written.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(clippy::large_enum_variant, reason = "read and written one by one, never kept")]
 pub(super) enum Record<'a> {
+    /// The boot of the machine on which what follows is written.
+    Boot(Cow<'a, str>),
     Entry(Cow<'a, Entry>),
     /// A lease whose entry is before it.
     State(LeaseId, Cow<'a, EntryState>),
@@ -35,6 +37,7 @@ impl Record<'_> {
 /// What the records come to.
 #[derive(Debug, Default)]
 pub(super) struct Content {
+    pub(super) boot: Option<String>,
     pub(super) entries: BTreeMap<LeaseId, Entry>,
     /// Bytes of whole records; what lies behind was never said to be durable.
     pub(super) whole: usize,
@@ -53,6 +56,7 @@ impl Content {
 
     fn take(&mut self, record: Record<'_>) {
         match record {
+            Record::Boot(boot) => self.boot = Some(boot.into_owned()),
             Record::Entry(entry) => {
                 self.entries.insert(entry.assignment.lease, entry.into_owned());
             }

@@ -25,7 +25,7 @@ fn entry(n: u128, state: EntryState) -> Entry {
         inputs: vec![],
         exclusive: false,
     };
-    Entry { assignment, state }
+    Entry { state, ..Entry::taken(assignment, 5) }
 }
 
 fn taken(n: u128) -> Entry {
@@ -101,6 +101,24 @@ fn a_crash_at_any_byte_loses_nothing_that_was_said() {
 }
 
 #[test]
+fn what_another_boot_left_is_interrupted_for_good() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let journal = Journal::open(dir.path()).unwrap();
+        journal.save(&[taken(1), finished(2)], &[]).unwrap();
+        let mut bytes = vec![];
+        Record::Boot("another".into()).write(&mut bytes).unwrap();
+        journal.log().append(&bytes, false).unwrap();
+    }
+    let interrupted = |entry| Entry { interrupted: true, ..entry };
+    for _ in 0..2 {
+        assert_eq!(restored(dir.path()), [interrupted(taken(1)), interrupted(finished(2))]);
+    }
+    Journal::open(dir.path()).unwrap().save(&[taken(1)], &[lease(1)]).unwrap();
+    assert_eq!(restored(dir.path()), [taken(1), interrupted(finished(2))]);
+}
+
+#[test]
 fn a_record_of_another_kind_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let text = br#"{"unknown":1}"#;
@@ -147,4 +165,57 @@ fn a_data_folder_has_one_agent() {
     let dir = tempfile::tempdir().unwrap();
     let _first = Journal::open(dir.path()).unwrap();
     assert!(matches!(Journal::open(dir.path()).unwrap_err(), Error::Locked(_)));
+}
+
+#[test]
+fn a_full_disk_is_waited_for_and_tears_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path()).unwrap();
+    journal.save(&[taken(1)], &[]).unwrap();
+    let disk = {
+        let mut log = journal.log();
+        std::mem::replace(&mut log.file, File::create("/dev/full").unwrap())
+    };
+    let full = journal.save(&[taken(2)], &[]).unwrap_err();
+    assert!(full.is_no_room(), "{full}");
+    journal.log().file = disk;
+    journal.save(&[taken(2)], &[]).unwrap();
+    drop(journal);
+    let journal = Journal::open(dir.path()).unwrap();
+    assert_eq!(journal.restore().unwrap(), [taken(1), taken(2)]);
+}
+
+#[test]
+fn the_journal_has_room_that_nobody_else_can_take() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(dir.path()).unwrap();
+    journal.save(&[taken(1)], &[]).unwrap();
+    let meta = fs::metadata(dir.path().join(JOURNAL)).unwrap();
+    assert!(meta.len() < RESERVED_BYTES);
+    // A file system that can't promise room is none where this can be seen.
+    if journal.log().reserved > 0 {
+        let taken = std::os::unix::fs::MetadataExt::blocks(&meta) * 512;
+        assert!(taken >= RESERVED_BYTES, "{taken} bytes");
+    }
+}
+
+#[test]
+fn a_copy_is_not_at_home_and_a_restart_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, copy) = (dir.path().join("here"), dir.path().join("copy"));
+    let journal = Journal::open(&here).unwrap();
+    let instance = journal.instance().to_owned();
+    assert!(journal.is_home().unwrap(), "nothing was taken elsewhere");
+    assert!(journal.settle().unwrap());
+    assert!(!journal.settle().unwrap(), "it is known");
+    drop(journal);
+
+    let journal = Journal::open(&here).unwrap();
+    assert_eq!((journal.instance(), journal.is_home().unwrap()), (instance.as_str(), true));
+    fs::create_dir(&copy).unwrap();
+    fs::copy(here.join(HOME), copy.join(HOME)).unwrap();
+    let journal = Journal::open(&copy).unwrap();
+    assert_ne!(journal.instance(), instance);
+    assert!(!journal.is_home().unwrap());
+    assert!(journal.settle().unwrap() && journal.is_home().unwrap());
 }

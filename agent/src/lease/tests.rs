@@ -102,9 +102,10 @@ fn a_lease_leaves_the_journal_on_the_ack_of_result_and_log() {
 
 #[test]
 fn a_restart_lists_everything_and_says_again_what_is_kept() {
-    let running = Entry { assignment: assignment(1), state: EntryState::Running };
-    let finished = Entry { assignment: assignment(2), state: EntryState::Finished(report()) };
-    let mut leases = Leases::restore([running, finished]);
+    let running = Entry { state: EntryState::Running, ..Entry::taken(assignment(1), 0) };
+    let finished =
+        Entry { state: EntryState::Finished(report()), ..Entry::taken(assignment(2), 0) };
+    let mut leases = Leases::restore([running, finished], true);
     assert_eq!(leases.journal(), [(lease(1), Held::Running), (lease(2), Held::Finished)]);
     let keep = vec![(lease(1), true), (lease(2), false)];
     let out =
@@ -151,4 +152,33 @@ fn an_exclusive_job_ends_before_its_lease_can_go_to_another_agent() {
     leases.apply(Input::Disconnected, 0);
     assert_eq!(leases.apply(Input::Tick, 44_999), []);
     assert_eq!(leases.apply(Input::Tick, 45_000), [Output::Forsake(lease(1))]);
+}
+
+#[test]
+fn after_a_reboot_and_in_a_copy_only_results_are_left() {
+    let entry = |n, state| Entry { state, ..Entry::taken(assignment(n), 0) };
+    let entries = [
+        entry(1, EntryState::Taken),
+        entry(2, EntryState::Running),
+        entry(3, EntryState::Finished(report())),
+    ];
+    let mut leases = Leases::restore(entries, false);
+    assert_eq!(leases.journal(), [(lease(3), Held::Finished)]);
+    let keep = vec![(lease(3), false)];
+    let out =
+        leases.apply(Input::Welcome { session: session(1), grace_ms: 1, keep, abandon: vec![] }, 0);
+    assert_eq!(out, [Output::Send(Frame::Finished(lease(3), report()))]);
+}
+
+#[test]
+fn an_evicted_agent_ends_everything_and_exits() {
+    let mut leases = connected();
+    assign(&mut leases, 1, 1);
+    assign(&mut leases, 1, 2);
+    leases.apply(Input::Ended(lease(2), report()), 0);
+    let out = leases.apply(Input::Evicted, 0);
+    let gone = |n| Output::Remove(lease(n));
+    assert_eq!(out, [Output::Kill(lease(1)), gone(1), gone(2), Output::Exit]);
+    assert!(!leases.is_connected());
+    assert_eq!(Leases::default().apply(Input::Evicted, 0), [Output::Exit], "it has nothing");
 }

@@ -1,4 +1,7 @@
 //! The lease folder: who writes which file, and how. Everything in it is 0600 or 0700.
+//!
+//! What a job is begun with has to outlast the agent's process, not the machine: after a restart of the machine nothing
+//! of the job lives, and the journal knows that it may have begun. Only at its end all of the folder is made durable.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -34,12 +37,10 @@ impl Folder {
         Self { path: path.into() }
     }
 
-    /// Makes the folder and those in it.
+    /// Makes the folder and its workspace; the others are made by who first needs them.
     pub fn create(&self) -> io::Result<()> {
-        for dir in [self.path.clone(), self.workspace(), self.spool_dir(), self.tmp()] {
-            private_dir(&dir)?;
-        }
-        Ok(())
+        private_dir(&self.path)?;
+        private_dir(&self.workspace())
     }
 
     pub fn path(&self) -> &Path {
@@ -72,6 +73,12 @@ impl Folder {
         self.spool_dir().join(format!("{stream}.log"))
     }
 
+    /// Opens a spool to write behind what is there.
+    pub(crate) fn open_spool(&self, stream: &str) -> io::Result<File> {
+        private_dir(&self.spool_dir())?;
+        append(&self.spool(stream))
+    }
+
     pub fn stages(&self) -> PathBuf {
         self.path.join("stages.jsonl")
     }
@@ -79,6 +86,12 @@ impl Folder {
     /// Scratch space of the job, its HOME and TMPDIR.
     pub fn tmp(&self) -> PathBuf {
         self.path.join("tmp")
+    }
+
+    pub(crate) fn make_tmp(&self) -> io::Result<PathBuf> {
+        let path = self.tmp();
+        private_dir(&path)?;
+        Ok(path)
     }
 
     fn handle(&self) -> PathBuf {
@@ -98,8 +111,18 @@ impl Folder {
     }
 
     pub(super) fn remember(&self, handle: &str) -> io::Result<()> {
-        write_durably(&self.handle(), handle.as_bytes())?;
-        // Nothing before this had to last, so that the folder itself may not either.
+        replace(&self.handle(), handle.as_bytes())
+    }
+
+    /// Makes its files durable: how the job ended, and what is needed to tell.
+    pub(crate) fn settle(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                File::open(entry.path())?.sync_all()?;
+            }
+        }
+        File::open(&self.path)?.sync_all()?;
         File::open(self.path.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
     }
 
@@ -107,7 +130,7 @@ impl Folder {
         let offset = std::fs::metadata(self.spool("main")).map_or(0, |meta| meta.len());
         let mut line = serde_json::to_vec(&StageMark { name: name.to_owned(), time_ms, offset })?;
         line.push(b'\n');
-        append(&self.stages(), &line)
+        append(&self.stages())?.write_all(&line)
     }
 
     pub(super) fn say(&self, text: &str) -> io::Result<()> {
@@ -119,8 +142,13 @@ impl Folder {
         if !line.ends_with('\n') {
             line.push('\n');
         }
-        append(&self.spool("main"), line.as_bytes())
+        self.open_spool("main")?.write_all(line.as_bytes())
     }
+}
+
+/// The disk, or this user's part of it, is full: the same write may succeed later.
+pub(crate) fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Makes a folder that nobody else can look into; one that is there stays.
@@ -128,8 +156,8 @@ fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
 /// Replaces a file as a whole, for who reads it on the same boot of the machine.

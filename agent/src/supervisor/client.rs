@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     backend::Failure,
-    run::{Run, blocking, write_durably},
+    run::{Run, blocking, replace, write_durably},
     supervisor::Exit,
 };
 
@@ -46,8 +46,8 @@ pub(crate) async fn start(run: &Run, spec: &Spec) -> Result<Option<Identity>, Fa
 
 async fn launch(run: &Run, spec: &Spec) -> io::Result<Identity> {
     let path = run.dir().join(SPEC_FILE);
-    let (file, text) = (path.clone(), serde_json::to_vec_pretty(spec)?);
-    blocking(move || write_durably(&file, &text)).await?;
+    let (file, text) = (path.clone(), serde_json::to_vec(spec)?);
+    blocking(move || replace(&file, &text)).await?;
     let errors = private_file(&run.dir().join(ERROR_FILE))?;
     // Dropping the child is no neglect: the runtime reaps it, and the wait is by file descriptor, as after a restart.
     let child = Command::new(&run.supervisor)

@@ -11,7 +11,7 @@ use kiln_core::outcome::FailureKind;
 use serde::{Deserialize, Serialize};
 
 use super::{EXIT_FILE, signals};
-use crate::backend::Failure;
+use crate::{backend::Failure, run::Folder};
 
 /// More than any exit file needs: its message is cut to a quarter.
 const RESERVED_BYTES: usize = 4096;
@@ -52,19 +52,18 @@ impl Exit {
 
     /// The job's outcome; why it was cancelled the executor knows better.
     pub fn into_result(self) -> Result<(), Failure> {
-        let failure = |kind, message: String| Err(Failure { kind, exit_code: self.code, message });
+        let exit_code = self.exit_code();
+        let failure = |kind, message: String| Err(Failure { kind, exit_code, message });
         match self.ending {
             Ending::Exited if self.code == Some(0) => Ok(()),
             Ending::Exited if self.is_out_of_memory() => {
                 failure(FailureKind::Oom, "killed: it used more memory than it may".to_owned())
             }
             Ending::Exited => failure(FailureKind::User, self.words()),
-            Ending::Stalled => failure(FailureKind::Stalled, self.message.clone()),
-            Ending::Cancelled | Ending::NotStarted => {
-                failure(FailureKind::User, self.message.clone())
-            }
-            Ending::Forsaken => failure(FailureKind::Lost, self.message.clone()),
-            Ending::Broken => failure(FailureKind::Infra, self.message.clone()),
+            Ending::Stalled => failure(FailureKind::Stalled, self.message),
+            Ending::Cancelled | Ending::NotStarted => failure(FailureKind::User, self.message),
+            Ending::Forsaken => failure(FailureKind::Lost, self.message),
+            Ending::Broken => failure(FailureKind::Infra, self.message),
         }
     }
 
@@ -73,19 +72,21 @@ impl Exit {
         self.oom && (self.signal == Some(9) || self.code == Some(137))
     }
 
+    /// A signal counts as shells and engines count it: 128 and its number.
+    fn exit_code(&self) -> Option<i32> {
+        self.code.or_else(|| self.signal.map(|signal| 128 + signal))
+    }
+
     fn words(&self) -> String {
-        match (self.code, self.signal) {
-            (Some(126), _) => "exit code 126 (not executable)".to_owned(),
-            (Some(127), _) => "exit code 127 (program not found)".to_owned(),
-            (Some(code), _) => match signals::name(code - 128) {
-                Some(name) => format!("exit code {code} ({name})"),
-                None => format!("exit code {code}"),
+        match self.exit_code() {
+            Some(126) => "exit code 126 (not executable)".to_owned(),
+            Some(127) => "exit code 127 (program not found)".to_owned(),
+            Some(code) => match (signals::name(code - 128), self.signal) {
+                (Some(name), _) => format!("exit code {code} ({name})"),
+                (None, Some(signal)) => format!("exit code {code} (signal {signal})"),
+                (None, None) => format!("exit code {code}"),
             },
-            (None, Some(signal)) => match signals::name(signal) {
-                Some(name) => format!("killed by {name}"),
-                None => format!("killed by signal {signal}"),
-            },
-            (None, None) => self.message.clone(),
+            None => self.message.clone(),
         }
     }
 }
@@ -113,11 +114,11 @@ impl Reserved {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
         file.write_all(&[b' '; RESERVED_BYTES])?;
-        file.sync_all()?;
         Ok(Self { file, temp, target: dir.join(EXIT_FILE) })
     }
 
-    pub(super) fn write(mut self, exit: &Exit) -> io::Result<()> {
+    /// Durable when it returns, with the rest of the folder.
+    pub(super) fn write(mut self, exit: &Exit, folder: &Folder) -> io::Result<()> {
         let mut exit = exit.clone();
         exit.message = exit.message.chars().take(RESERVED_BYTES / 4 / 4).collect();
         let bytes = serde_json::to_vec(&exit)?;
@@ -126,7 +127,7 @@ impl Reserved {
         // Blanks behind the value are JSON too, so a file system that copies on write costs no more space.
         self.file.sync_all()?;
         std::fs::rename(&self.temp, &self.target)?;
-        File::open(self.target.parent().unwrap_or_else(|| Path::new("/")))?.sync_all()
+        folder.settle()
     }
 }
 
@@ -151,8 +152,10 @@ mod tests {
         assert_eq!(kind(exited(Some(3), None, true)).0, FailureKind::User);
         assert_eq!(kind(exited(None, Some(9), true)).0, FailureKind::Oom);
         assert_eq!(kind(exited(Some(137), None, true)).0, FailureKind::Oom);
-        let (kind_of_kill, message) = kind(exited(None, Some(9), false));
-        assert_eq!((kind_of_kill, message.as_str()), (FailureKind::User, "killed by SIGKILL"));
+        let killed = exited(None, Some(9), false).into_result().unwrap_err();
+        let wanted = (FailureKind::User, Some(137), "exit code 137 (SIGKILL)");
+        assert_eq!((killed.kind, killed.exit_code, killed.message.as_str()), wanted);
+        assert_eq!(kind(exited(None, Some(40), false)).1, "exit code 168 (signal 40)");
         assert_eq!(kind(exited(Some(139), None, false)).1, "exit code 139 (SIGSEGV)");
         assert_eq!(kind(exited(Some(3), None, false)).1, "exit code 3");
         assert_eq!(kind(Exit::new(Ending::Broken, "x")).0, FailureKind::Infra);
@@ -163,7 +166,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reserved = Reserved::take(dir.path()).unwrap();
         assert_eq!(read(dir.path()).unwrap(), None, "nothing is to be read before it is whole");
-        reserved.write(&Exit::new(Ending::Broken, "\u{1}".repeat(100_000))).unwrap();
+        reserved
+            .write(&Exit::new(Ending::Broken, "\u{1}".repeat(100_000)), &Folder::new(dir.path()))
+            .unwrap();
         let size = std::fs::metadata(dir.path().join(EXIT_FILE)).unwrap().len();
         assert_eq!(size, RESERVED_BYTES as u64);
         assert_eq!(read(dir.path()).unwrap().unwrap().ending, Ending::Broken);

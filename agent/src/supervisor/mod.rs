@@ -28,7 +28,7 @@ pub use exit::{Ending, Exit};
 pub use identity::Identity;
 pub use spec::{Outlet, Spec, Task, Work};
 
-use crate::run::write_durably;
+use crate::run::replace;
 
 /// Who the supervisor is.
 pub(crate) const IDENTITY_FILE: &str = "supervisor.pid";
@@ -67,7 +67,7 @@ fn live(path: &Path) -> io::Result<()> {
     if spec.dir.join(IDENTITY_FILE).exists() {
         return Err(io::Error::other("this lease had a supervisor before"));
     }
-    write_durably(&spec.dir.join(IDENTITY_FILE), Identity::own()?.to_string().as_bytes())?;
+    replace(&spec.dir.join(IDENTITY_FILE), Identity::own()?.to_string().as_bytes())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(watch::watch(&spec));
     // Names of hosts may still be looked up on a thread; nobody waits for it.

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, WaitStatus, getpid, kill_process_group, set_child_subreaper};
+use rustix::{
+    pipe::fcntl_setpipe_size,
+    process::{Pid, Signal, WaitStatus, getpid, kill_process_group, set_child_subreaper},
+};
 use tokio::{
     net::unix::pipe,
     signal::unix::{self, SignalKind},
@@ -22,6 +25,7 @@ use super::{
 };
 use crate::cgroup::Containment;
 
+const PIPE_BYTES: usize = 1 << 20;
 /// After the last process is dead nothing more can come; beyond it something outside holds the pipe.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -46,6 +50,8 @@ impl Process {
         set_child_subreaper(Some(getpid())).map_err(|error| broken(&error.into()))?;
         // One pipe for both, so that their order is kept; a pipe, so that reopening /dev/stderr truncates nothing.
         let (reader, writer) = io::pipe().map_err(|error| broken(&error))?;
+        // A job that prints much is stopped less often; where the kernel gives no more, it is slower.
+        let _smaller = fcntl_setpipe_size(&reader, PIPE_BYTES);
         let reader = pipe::Receiver::from_owned_fd(OwnedFd::from(reader));
         let reader = reader.map_err(|error| broken(&error))?;
         let second = writer.try_clone().map_err(|error| broken(&error))?;

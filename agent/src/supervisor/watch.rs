@@ -4,8 +4,10 @@
 //! running ──by itself──────────────────────────────> closing ─> exit.json
 //!    │                                                  ^
 //!    └─cancelled, stalled─> ending (TERM) ──grace over──┤
-//!    └─no space for the log─────────────────────────────┘      closing kills whatever is left
+//!    └─the log can't be written─────────────────────────┘      closing kills whatever is left
 //! ```
+//!
+//! While the disk has no room for the log, nothing more is read: the job's pipe fills up, and the job waits.
 
 use std::{fmt, io, path::Path, time::Duration};
 
@@ -13,7 +15,7 @@ use kiln_core::Millis;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     signal::unix::{SignalKind, signal},
-    time::{Instant, MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
@@ -30,7 +32,7 @@ use crate::run::Folder;
 const TICK: Duration = Duration::from_millis(100);
 /// Many times what it takes to empty a pipe.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
-const BUFFER_BYTES: usize = 256 << 10;
+const BUFFER_BYTES: usize = 512 << 10;
 const ENDED: &str = "ended on request";
 
 /// What is watched.
@@ -91,7 +93,7 @@ impl Output {
 pub(super) async fn watch(spec: &Spec) -> io::Result<()> {
     let reserved = Reserved::take(&spec.dir)?;
     let folder = Folder::new(&spec.dir);
-    let mut spool = Spool::open(&folder.spool("main"), spec.task.log_bytes)?;
+    let mut spool = Spool::open(folder.open_spool("main")?, spec.task.log_bytes)?;
     let exit = match &spec.task.work {
         // The agent may have given the lease up before this process came to run.
         _ if spec.dir.join(CANCEL_FILE).exists() => Exit::new(Ending::Cancelled, ENDED),
@@ -113,12 +115,12 @@ pub(super) async fn watch(spec: &Spec) -> io::Result<()> {
     };
     let exit = match spool.sync() {
         Ok(()) => exit,
-        Err(error) => no_space(&spec.dir, &error),
+        Err(error) => unwritable(&spec.dir, &error),
     };
-    reserved.write(&exit)
+    reserved.write(&exit, &folder)
 }
 
-fn no_space(dir: &Path, error: &io::Error) -> Exit {
+fn unwritable(dir: &Path, error: &io::Error) -> Exit {
     let dir = dir.display();
     Exit::new(Ending::Broken, format!("the agent can't write the log in {dir}: {error}"))
 }
@@ -174,7 +176,7 @@ impl<'a> Watch<'a> {
         let mut knock = signal(SignalKind::terminate())?;
         while !self.is_over(&mut job) {
             tokio::select! {
-                bytes = self.output.next(), if self.output.open => {
+                bytes = self.output.next(), if self.output.open && !self.spool.is_waiting() => {
                     self.heard = Instant::now();
                     if let Err(error) = self.spool.write(bytes) {
                         self.break_off(&error, &mut job).await;
@@ -203,6 +205,13 @@ impl<'a> Watch<'a> {
     }
 
     async fn look(&mut self, job: &mut impl Job) {
+        if self.spool.is_waiting() {
+            // The disk keeps the job from printing.
+            self.heard = Instant::now();
+            if let Err(error) = self.spool.flush() {
+                self.break_off(&error, job).await;
+            }
+        }
         let stall = millis(self.spec.task.stall_ms);
         match &self.ending {
             Some((_, deadline)) if *deadline <= Instant::now() => job.kill().await,
@@ -229,7 +238,7 @@ impl<'a> Watch<'a> {
     async fn break_off(&mut self, error: &io::Error, job: &mut impl Job) {
         let broken = |exit: &Exit| exit.ending == Ending::Broken;
         if !self.ending.as_ref().is_some_and(|(exit, _)| broken(exit)) {
-            self.ending = Some((no_space(&self.spec.dir, error), Instant::now()));
+            self.ending = Some((unwritable(&self.spec.dir, error), Instant::now()));
             job.kill().await;
         }
     }
@@ -237,18 +246,34 @@ impl<'a> Watch<'a> {
     /// All that the job wrote before it died is in the pipe. Who still writes is no part of it.
     async fn drain(&mut self) {
         let linger = self.output.linger;
-        let end = Instant::now() + DRAIN_LIMIT;
-        while self.output.open && Instant::now() < end {
-            match timeout(linger, self.output.next()).await {
-                Ok(bytes) => {
-                    if let Err(error) = self.spool.write(bytes) {
-                        self.ending = Some((no_space(&self.spec.dir, &error), Instant::now()));
-                        return;
-                    }
+        let mut end = Instant::now() + DRAIN_LIMIT;
+        loop {
+            let written = if self.spool.is_waiting() {
+                if self.is_given_up() {
+                    return;
                 }
-                Err(_) => return,
+                sleep(TICK).await;
+                end = Instant::now() + DRAIN_LIMIT;
+                self.spool.flush()
+            } else if self.output.open && Instant::now() < end {
+                let Ok(bytes) = timeout(linger, self.output.next()).await else { return };
+                self.spool.write(bytes)
+            } else {
+                return;
+            };
+            if let Err(error) = written {
+                self.ending = Some((unwritable(&self.spec.dir, &error), Instant::now()));
+                return;
             }
         }
+    }
+
+    /// The end of a log for which there is no room is waited for, unless somebody wants the job to be over.
+    fn is_given_up(&mut self) -> bool {
+        if self.ending.is_none() && self.spec.dir.join(CANCEL_FILE).exists() {
+            self.ending = Some((Exit::new(Ending::Cancelled, ENDED), Instant::now()));
+        }
+        self.ending.is_some()
     }
 }
 

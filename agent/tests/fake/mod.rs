@@ -122,7 +122,7 @@ impl Fake {
     pub(crate) async fn assign(&self, assignment: &Assignment, secrets: Vec<v1::Secret>) {
         let assignment = assignment.clone();
         self.say(|session| {
-            let assign = convert::assign(session, assignment);
+            let assign = convert::assign(session, assignment, &[]);
             session_response::Frame::Assign(v1::Assign { secrets, ..assign })
         })
         .await;

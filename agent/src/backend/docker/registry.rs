@@ -14,6 +14,22 @@ const DEFAULT_KEY: &str = "https://index.docker.io/v1/";
 struct File {
     #[serde(default)]
     auths: BTreeMap<String, Login>,
+    /// Programs that keep credentials: for all registries, and for some.
+    #[serde(default, rename = "credsStore")]
+    store: String,
+    #[serde(default, rename = "credHelpers")]
+    helpers: BTreeMap<String, String>,
+}
+
+impl File {
+    /// The program that has the credentials for a registry, if the file has not got them itself.
+    fn helper(&self, registry: &str, found: Option<&Login>) -> Option<&str> {
+        if found.is_some_and(|login| !login.is_empty()) {
+            return None;
+        }
+        let store = Some(&self.store).filter(|store| found.is_some() && !store.is_empty());
+        self.helpers.get(registry).or(store).map(String::as_str)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -40,21 +56,31 @@ pub(super) fn credentials(file: &Path, image: &str) -> io::Result<Option<DockerC
         host.split('/').next() == Some(registry)
             || (registry == DEFAULT_REGISTRY && key == DEFAULT_KEY)
     };
-    let Some((key, login)) = parsed.auths.into_iter().find(|(key, _)| fits(key)) else {
-        return Ok(None);
-    };
+    let found = parsed.auths.iter().find(|(key, _)| fits(key));
+    if let Some(helper) = parsed.helper(registry, found.map(|(_, login)| login)) {
+        return Err(named(&format!(
+            "those for {registry} are kept by the program docker-credential-{helper}, which agents do not run; \
+             write them into a file of its own by `docker --config DIR login {registry}`, without credsStore and credHelpers"
+        )));
+    }
+    let Some((key, login)) = found else { return Ok(None) };
     let (username, password) =
         login.read().ok_or_else(|| named(&format!("{key}: bad \"auth\"")))?;
     Ok(Some(DockerCredentials {
         username: Some(username),
         password: Some(password),
-        identitytoken: login.identitytoken,
-        serveraddress: Some(key),
+        identitytoken: login.identitytoken.clone(),
+        serveraddress: Some(key.clone()),
         ..DockerCredentials::default()
     }))
 }
 
 impl Login {
+    /// `docker login` leaves such an entry for what a helper keeps.
+    fn is_empty(&self) -> bool {
+        self.pair.is_empty() && self.username.is_empty() && self.identitytoken.is_none()
+    }
+
     fn read(&self) -> Option<(String, String)> {
         if self.pair.is_empty() {
             return Some((self.username.clone(), self.password.clone()));
@@ -108,6 +134,18 @@ mod tests {
         assert_eq!(found("127.0.0.1:5000/a").unwrap().password.as_deref(), Some("pass:word"));
         assert_eq!(found("debian").unwrap().username.as_deref(), Some("hub"));
         assert!(found("example.org/a").is_none());
+        let kept = r#"{"auths":{"a.b":{}},"credsStore":"pass","credHelpers":{"c.d":"cloud"}}"#;
+        std::fs::write(&file, kept).unwrap();
+        for (image, program) in
+            [("a.b/x", "docker-credential-pass"), ("c.d/x", "docker-credential-cloud")]
+        {
+            let error = credentials(&file, image).unwrap_err().to_string();
+            assert!(
+                error.contains(program) && error.contains("docker --config DIR login"),
+                "{error}"
+            );
+        }
+        assert!(credentials(&file, "example.org/a").unwrap().is_none(), "nobody logged in there");
         std::fs::write(&file, r#"{"auths":{"a.b":{"auth":"secret secret"}}}"#).unwrap();
         let error = credentials(&file, "a.b/c").unwrap_err().to_string();
         assert!(error.contains("a.b") && !error.contains("secret"), "{error}");
