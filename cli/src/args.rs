@@ -109,10 +109,14 @@ pub(crate) enum Command {
     Artifacts(cmd::artifacts::Args),
     /// Manage projects
     Project(cmd::project::Args),
+    /// Manage secrets
+    Secret(cmd::secret::Args),
     /// Manage agents
     Agents(cmd::agents::Args),
     /// Show what waits, project by project
     Queue(cmd::queue::Args),
+    /// Show what was done by whom
+    Audit(cmd::audit::Args),
     /// Manage tokens
     Token(cmd::token::Args),
     /// Print a completion script for a shell

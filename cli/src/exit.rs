@@ -17,6 +17,8 @@ pub(crate) enum ExitStatus {
     Cancelled,
     /// No answer, or an internal error, of the server or of this program.
     Unavailable,
+    /// The server evicted this agent: it must be enrolled anew before it can run.
+    Evicted,
     /// `kiln run` of one job that ended by itself.
     Program(u8),
 }
@@ -50,6 +52,7 @@ impl From<ExitStatus> for ExitCode {
             ExitStatus::Usage => 2,
             ExitStatus::Cancelled => 3,
             ExitStatus::Unavailable => 4,
+            ExitStatus::Evicted => 5,
             ExitStatus::Program(code) => code,
         })
     }

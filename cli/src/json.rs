@@ -2,8 +2,8 @@
 //! Fields are only ever added.
 
 use kiln_sdk::v1::{
-    Agent, Artifact, Build, Event, ExplainJobResponse, Job, JobArtifact, JobState, Outcome,
-    Project, Reason, Token, event::Change,
+    Agent, Artifact, AuditRecord, Build, Event, ExplainJobResponse, Job, JobArtifact, JobState,
+    Outcome, Project, Reason, SecretInfo, Token, event::Change,
 };
 use serde_json::{Map, Value, json};
 
@@ -127,6 +127,16 @@ pub(crate) fn explanation(answer: &ExplainJobResponse) -> Value {
     })
 }
 
+pub(crate) fn secret(secret: &SecretInfo) -> Value {
+    json!({
+        "name": secret.name,
+        "project": secret.project,
+        "set_ms": secret.set_ms,
+        "set_by": secret.set_by,
+        "key": secret.key,
+    })
+}
+
 pub(crate) fn project(project: &Project) -> Value {
     json!({
         "name": project.name,
@@ -195,6 +205,22 @@ pub(crate) fn agent(agent: &Agent) -> Value {
     })
 }
 
+pub(crate) fn audit_record(record: &AuditRecord) -> Value {
+    json!({
+        "number": record.number,
+        "time_ms": record.time_ms,
+        "actor_kind": record.actor_kind,
+        "actor": text(&record.actor),
+        "actor_name": record.actor_name,
+        "peer": text(&record.peer),
+        "action": record.action,
+        "object": record.object,
+        "object_name": text(&record.object_name),
+        "changed": record.changed,
+        "detail": text(&record.detail),
+    })
+}
+
 pub(crate) fn token(token: &Token) -> Value {
     json!({
         "id": token.id,
@@ -203,5 +229,8 @@ pub(crate) fn token(token: &Token) -> Value {
         "project": text(&token.project),
         "created_ms": token.created_ms,
         "expires_ms": moment(token.expires_ms),
+        "last_used_ms": moment(token.last_used_ms),
+        "used_by": text(&token.used_by),
+        "used_ms": moment(token.used_ms),
     })
 }

@@ -12,6 +12,7 @@ mod names;
 mod pack;
 mod printer;
 mod roles;
+mod secrets;
 mod table;
 mod time;
 mod units;

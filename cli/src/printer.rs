@@ -108,6 +108,11 @@ impl Printer {
         writeln!(io::stdout(), "{value:#}")
     }
 
+    /// One object: a document, or a table of one row.
+    pub(crate) fn object(&self, json: &Value, table: &crate::table::Table) -> io::Result<()> {
+        if self.is_json() { self.json(json) } else { self.table(table) }
+    }
+
     /// A document of a stream: one a line.
     pub(crate) fn json_line(&self, value: &Value) -> io::Result<()> {
         writeln!(io::stdout(), "{value}")

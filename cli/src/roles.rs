@@ -70,6 +70,11 @@ pub(crate) fn stop_on_signal(printer: &Printer) -> Result<Stop> {
     Ok(stop)
 }
 
+/// The keys of secrets from the environment: no flag has them, as others see the flags of a process.
+pub(crate) fn secrets_key() -> Option<kiln_server::config::KeyText> {
+    std::env::var("KILN_SECRETS_KEY").ok().map(kiln_server::config::KeyText::new)
+}
+
 /// A role ended with an error: its whole chain, on one line, each part once.
 pub(crate) fn failed(who: &str, error: &(dyn Error + 'static)) -> Failure {
     let mut seen = HashSet::new();

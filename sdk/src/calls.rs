@@ -47,6 +47,12 @@ retried! {
     projects.list_projects(ListProjectsRequest) -> ListProjectsResponse;
     /// Changes weight, limit or pause.
     projects.update_project(UpdateProjectRequest) -> UpdateProjectResponse;
+    /// Sets a secret.
+    secrets.set_secret(SetSecretRequest) -> SetSecretResponse;
+    /// The secrets of a project, without their values.
+    secrets.list_secrets(ListSecretsRequest) -> ListSecretsResponse;
+    /// Encrypts all values with the server's first key.
+    secrets.reencrypt_secrets(ReencryptSecretsRequest) -> ReencryptSecretsResponse;
     /// A range of a log.
     log_service.read_log(ReadLogRequest) -> ReadLogResponse;
     /// The artifacts of a build or of a job.
@@ -65,6 +71,8 @@ retried! {
     admin.get_queue(GetQueueRequest) -> GetQueueResponse;
     /// All tokens.
     admin.list_tokens(ListTokensRequest) -> ListTokensResponse;
+    /// What was done by whom.
+    admin.list_audit(ListAuditRequest) -> ListAuditResponse;
 }
 
 tried_once! {
@@ -74,8 +82,12 @@ tried_once! {
     admin.evict_agent(EvictAgentRequest) -> EvictAgentResponse;
     /// Makes a token.
     admin.create_token(CreateTokenRequest) -> CreateTokenResponse;
+    /// Deletes a secret.
+    secrets.delete_secret(DeleteSecretRequest) -> DeleteSecretResponse;
     /// Makes a token void.
     admin.revoke_token(RevokeTokenRequest) -> RevokeTokenResponse;
+    /// Gives a token a new secret.
+    admin.rotate_token(RotateTokenRequest) -> RotateTokenResponse;
 }
 
 impl Client {

@@ -16,6 +16,7 @@ use crate::{
         admin_service_client::AdminServiceClient, agent_service_client::AgentServiceClient,
         artifact_service_client::ArtifactServiceClient, build_service_client::BuildServiceClient,
         log_service_client::LogServiceClient, project_service_client::ProjectServiceClient,
+        secret_service_client::SecretServiceClient,
     },
 };
 
@@ -206,6 +207,11 @@ impl Client {
     /// The generated client of the projects.
     pub fn projects(&self) -> ProjectServiceClient<Transport> {
         ProjectServiceClient::new(self.transport.clone())
+    }
+
+    /// The generated client of the secrets.
+    pub fn secrets(&self) -> SecretServiceClient<Transport> {
+        SecretServiceClient::new(self.transport.clone())
     }
 
     /// The generated client of the logs.

@@ -83,6 +83,7 @@ fn job(job: Job) -> Result<JobSpec, Wrong> {
         artifacts: job.artifacts,
         source,
         no_source: job.no_source,
+        secrets: job.secrets,
         name: job.name,
     })
 }

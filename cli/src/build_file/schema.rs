@@ -67,6 +67,8 @@ pub(crate) struct Job {
     pub(crate) source: Option<Source>,
     #[serde(default)]
     pub(crate) no_source: bool,
+    #[serde(default)]
+    pub(crate) secrets: Vec<String>,
 }
 
 /// `"a"`, or `{ job = "a", artifacts = true }`.

@@ -93,6 +93,7 @@ fn every_key_reaches_the_request() {
         "allow_failure: true",
         "artifacts: true",
         "no_source: true",
+        "PUBLISH_TOKEN",
         "priority: 5",
         "limit: 1",
         "\"docker\"",
@@ -120,7 +121,7 @@ fn errors_name_line_column_and_what_is_expected() {
     insta::assert_snapshot!(told.join("\n"), @r#"
     build.toml: version 2 is not known / this program reads `version = 1`
     build.toml:1:1: missing field `version` / see the documentation for every key and its form
-    build.toml:5:1: unknown field `scirpt` / expected one of `name`, `needs`, `backend`, `script`, `command`, `env`, `matrix`, `allow_failure`, `priority`, `artifacts`, `retry`, `timeouts`, `constraints`, `resources`, `container`, `concurrency`, `source`, `no_source`
+    build.toml:5:1: unknown field `scirpt` / expected one of `name`, `needs`, `backend`, `script`, `command`, `env`, `matrix`, `allow_failure`, `priority`, `artifacts`, `retry`, `timeouts`, `constraints`, `resources`, `container`, `concurrency`, `source`, `no_source`, `secrets`
     build.toml:5:22: "10 minutes" is not a duration; write it like "90s", "10m" or "1h30m" / see the documentation for every key and its form
     build.toml:5:24: true is neither a text nor a number / see the documentation for every key and its form
     build.toml: job "a": retry.on: "rain" is not one of user, infra, timeout, stalled, oom, lost or dependency / see the documentation for every key and its form

@@ -103,7 +103,15 @@ impl RunArgs {
             config.data_dir.display()
         ));
         let stop = roles::stop_on_signal(cx.printer)?;
-        kiln_agent::run(config, stop.token()).await.map_err(|error| failed(&error))?;
+        let identity = config.data_dir.join("identity.json");
+        kiln_agent::run(config, stop.token()).await.map_err(|error| match error {
+            kiln_agent::Error::Evicted => Failure::new(ExitStatus::Evicted, error.to_string())
+                .hint(format!(
+                    "to bring this machine back, remove {}, make a token with `kiln token create NAME --role enroller`, and give it by --enroll-token-file",
+                    identity.display()
+                )),
+            error => failed(&error),
+        })?;
         Ok(ExitStatus::Succeeded)
     }
 }

@@ -102,11 +102,7 @@ impl Args {
             }
         };
         let agent = changed.unwrap_or_default();
-        if cx.printer.is_json() {
-            cx.printer.json(&json::agent(&agent))?;
-        } else {
-            cx.printer.table(&table(&[agent]))?;
-        }
+        cx.printer.object(&json::agent(&agent), &table(&[agent]))?;
         Ok(ExitStatus::Succeeded)
     }
 }

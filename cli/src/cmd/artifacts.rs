@@ -1,6 +1,6 @@
 //! `kiln artifacts`: what jobs kept.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use kiln_sdk::{
@@ -126,7 +126,7 @@ async fn get(
     for artifact in found {
         let file = artifact.artifact.unwrap_or_default();
         let dest = match (&to, name) {
-            (Some(path), Some(_)) if !path.is_dir() => path.clone(),
+            (Some(path), Some(_)) if !is_folder(path) => path.clone(),
             (Some(path), Some(_)) => path.join(base(&file)),
             (None, Some(_)) => base(&file).into(),
             // Two jobs may keep files of one name: each job then has a folder of its own.
@@ -151,6 +151,11 @@ async fn get(
         }
     }
     Ok(())
+}
+
+/// It is one, or is to be one: `out/`.
+fn is_folder(path: &Path) -> bool {
+    path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }
 
 /// Executables stay executable; no other bit is taken from a build.

@@ -63,13 +63,43 @@ impl Args {
             stream: self.stream.clone(),
             offset: self.offset,
         });
+        let mut begun = false;
         while let Some(piece) = pieces.try_next().await? {
+            begun |= !piece.data.is_empty();
             cx.printer.bytes(&piece.data)?;
             if piece.truncated {
                 cx.printer.warning("the end of the log is missing");
             }
         }
-        Ok(())
+        if begun {
+            Ok(())
+        } else {
+            self.known(client.read_log(self.request(job)).await?.log.as_ref())
+        }
+    }
+
+    fn request(&self, job: &Job) -> ReadLogRequest {
+        ReadLogRequest {
+            job: job.id.clone(),
+            lease: self.lease.clone().unwrap_or_default(),
+            stream: self.stream.clone(),
+            offset: self.offset,
+            limit: 0,
+        }
+    }
+
+    /// A job always has its main stream; any other one is there when something was written to it.
+    fn known(&self, log: Option<&LogInfo>) -> Result<()> {
+        let streams = log.map_or(&[][..], |log| &log.streams);
+        if matches!(self.stream.as_str(), "" | "main") || streams.contains(&self.stream) {
+            return Ok(());
+        }
+        let mut known: Vec<_> = streams.iter().map(String::as_str).collect();
+        if !known.contains(&"main") {
+            known.insert(0, "main");
+        }
+        Err(Failure::usage(format!("the log has no stream {:?}", self.stream))
+            .hint(format!("its streams: {}", known.join(", "))))
     }
 
     /// What the server holds now. The attempt is named after the first answer: a retry must not mix two logs.
@@ -81,15 +111,10 @@ impl Args {
             ));
             return Ok(());
         }
-        let mut request = ReadLogRequest {
-            job: job.id.clone(),
-            lease: self.lease.clone().unwrap_or_default(),
-            stream: self.stream.clone(),
-            offset: self.offset,
-            limit: 0,
-        };
+        let mut request = self.request(job);
         loop {
             let answer = client.read_log(request.clone()).await?;
+            self.known(answer.log.as_ref())?;
             cx.printer.bytes(&answer.data)?;
             let LogInfo { lease, size, truncated, complete, .. } = answer.log.unwrap_or_default();
             request.offset = answer.offset + i64::try_from(answer.data.len()).unwrap_or(0);

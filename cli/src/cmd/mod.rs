@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod agents;
 pub(crate) mod artifacts;
+pub(crate) mod audit;
 pub(crate) mod cancel;
 pub(crate) mod completion;
 pub(crate) mod config;
@@ -14,6 +15,7 @@ pub(crate) mod project;
 pub(crate) mod queue;
 pub(crate) mod retry;
 pub(crate) mod run;
+pub(crate) mod secret;
 pub(crate) mod server;
 pub(crate) mod show;
 pub(crate) mod submit;
@@ -76,6 +78,8 @@ pub(crate) async fn run(cx: Cx<'_>, command: Command) -> Result {
         Command::Project(args) => args.run(&cx).await,
         Command::Agents(args) => args.run(&cx).await,
         Command::Queue(args) => args.run(&cx).await,
+        Command::Audit(args) => args.run(&cx).await,
+        Command::Secret(args) => args.run(&cx).await,
         Command::Token(args) => args.run(&cx).await,
         Command::Completion(args) => args.run(&cx),
         Command::Config(args) => args.run(&cx),

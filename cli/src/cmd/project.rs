@@ -78,11 +78,7 @@ impl Args {
             Command::Resume { name } => update(name, None, None, Some(false)).await?.project,
         };
         let project = project.unwrap_or_default();
-        if cx.printer.is_json() {
-            cx.printer.json(&json::project(&project))?;
-        } else {
-            cx.printer.table(&table(&[project]))?;
-        }
+        cx.printer.object(&json::project(&project), &table(&[project]))?;
         Ok(ExitStatus::Succeeded)
     }
 }

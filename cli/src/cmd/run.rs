@@ -10,13 +10,16 @@ use kiln_sdk::{
         SubmitBuildRequest, source::Kind,
     },
 };
-use tokio::time::Duration;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Duration,
+};
 
 use crate::{
     cmd::{Cx, Result},
     exit::ExitStatus,
     failure::Failure,
-    follow, json, pack, time, units,
+    follow, json, pack, secrets, time, units,
 };
 
 /// The end of a log that comes after the end of its build is waited for this long.
@@ -42,6 +45,10 @@ pub(crate) struct Args {
     /// Variable of the command; repeat for more
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     env: Vec<(String, String)>,
+    /// Secret of the command, a file in $KILN_SECRETS: NAME is the project's, NAME=@FILE and NAME=- (standard input) are
+    /// for this build alone; repeat for more
+    #[arg(long, value_name = "NAME[=@FILE|-]")]
+    secret: Vec<String>,
     /// Files to keep; repeat for more
     #[arg(long, value_name = "GLOB")]
     artifact: Vec<String>,
@@ -80,6 +87,8 @@ const FLAGS: &[(&str, &str)] = &[
     ("spec.jobs[0].command", "COMMAND"),
     ("spec.jobs[0].env", "--env"),
     ("spec.jobs[0].artifacts", "--artifact"),
+    ("spec.jobs[0].secrets", "--secret"),
+    ("secrets", "--secret"),
     ("spec.jobs[0].timeouts.total_ms", "--timeout"),
     ("spec.jobs[0].constraints.labels", "--label"),
     ("spec.jobs[0].resources.memory_bytes", "--memory"),
@@ -112,12 +121,14 @@ fn label(text: &str) -> std::result::Result<(String, String), String> {
 
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
+        let secrets = secrets::read(&self.secret, true)?;
         let client = cx.client().await?;
         let source = self.source(cx, &client).await?;
         let detach = self.detach;
         let request = SubmitBuildRequest {
             project: self.project.clone(),
-            spec: Some(self.spec(source)),
+            spec: Some(self.spec(source, secrets.names)),
+            secrets: secrets.given,
             ..Default::default()
         };
         let build = client.submit(request).await.map_err(in_flags)?.build;
@@ -144,7 +155,7 @@ impl Args {
         upload(cx, client, self.path.clone()).await.map(Some)
     }
 
-    fn spec(self, source: Option<v1::Source>) -> BuildSpec {
+    fn spec(self, source: Option<v1::Source>, secrets: Vec<String>) -> BuildSpec {
         let backend = self
             .backend
             .unwrap_or_else(|| if self.image.is_some() { "docker".into() } else { "shell".into() });
@@ -156,6 +167,7 @@ impl Args {
             command: self.command,
             env: self.env.into_iter().collect(),
             artifacts: self.artifact,
+            secrets,
             timeouts: Some(v1::Timeouts {
                 total_ms: self.timeout.unwrap_or(0),
                 ..Default::default()
@@ -207,22 +219,23 @@ pub(crate) async fn upload(cx: &Cx<'_>, client: &Client, folder: PathBuf) -> Res
 
 /// The log live, until the build is done. The first Ctrl-C cancels, the second leaves.
 async fn follow(cx: &Cx<'_>, client: &Client, build: &str) -> Result {
-    let follow = Box::pin(show(cx, client, build));
-    tokio::pin!(follow);
-    let mut asked = false;
-    loop {
-        tokio::select! {
-            result = &mut follow => return result,
-            pressed = tokio::signal::ctrl_c() => {
-                pressed?;
-                if asked {
-                    cx.printer.note(format!("left; `kiln watch {build}` follows it again"));
-                    return Ok(ExitStatus::Cancelled);
-                }
-                asked = true;
-                cx.printer.note("cancelling the build; press Ctrl-C again to leave it alone");
-                cancel(cx, client, build).await;
-            }
+    let mut follow = Box::pin(show(cx, client, build));
+    // One listener for both, so that no press falls in between.
+    let mut interrupts = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        result = &mut follow => return result,
+        _ = interrupts.recv() => {}
+    }
+    cx.printer.note("cancelling the build; press Ctrl-C again to leave it alone");
+    let cancelled = async {
+        cancel(cx, client, build).await;
+        follow.await
+    };
+    tokio::select! {
+        result = cancelled => result,
+        _ = interrupts.recv() => {
+            cx.printer.note(format!("left; `kiln watch {build}` follows it again"));
+            Ok(ExitStatus::Cancelled)
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use kiln_server::Config;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{
     cmd::{Cx, Result},
@@ -36,9 +37,9 @@ pub(crate) struct Settings {
     /// sqlite:PATH or postgres://…; keep a password in the environment or the file
     #[arg(long, value_name = "URL", env = "KILN_DATABASE", hide_env_values = true)]
     database: Option<String>,
-    /// Object store of logs and artifacts [default: the data folder]
-    #[arg(long, value_name = "URL", env = "KILN_ARTIFACTS_URL", hide_env_values = true)]
-    artifacts_url: Option<String>,
+    /// Where logs and artifacts are: file:///PATH or s3://BUCKET/PREFIX [default: the data folder, for one server]
+    #[arg(long, value_name = "URL", env = "KILN_STORAGE_URL", hide_env_values = true)]
+    storage_url: Option<String>,
 }
 
 impl Settings {
@@ -50,16 +51,21 @@ impl Settings {
         roles::set(&mut config.listen, self.listen);
         roles::set(&mut config.data_dir, self.data);
         roles::set(&mut config.database, self.database);
-        roles::set(&mut config.artifacts_url, self.artifacts_url);
+        roles::set(&mut config.storage.url, self.storage_url);
+        roles::set(&mut config.secrets.key, roles::secrets_key());
         check(&config)?;
         Ok(config)
     }
 }
 
 pub(crate) fn check(config: &Config) -> Result<()> {
-    config.check().map_err(|invalid| {
+    config.check().map_err(|error| {
         let mut failure = Failure::usage("the configuration can't be used");
-        failure.fields.push((invalid.field.to_owned(), invalid.message));
+        failure.fields = error
+            .0
+            .into_iter()
+            .map(|invalid| (invalid.field.to_owned(), invalid.message))
+            .collect();
         failure
     })
 }
@@ -71,12 +77,23 @@ impl Args {
             show(cx, config)?;
             return Ok(ExitStatus::Succeeded);
         }
+        open_many_files();
         let stop = roles::stop_on_signal(cx.printer)?;
         let failed = |error| roles::failed("the server", &error);
         let running = kiln_server::serve(config, stop.token()).await.map_err(failed)?;
         cx.printer.note(format!("listening on http://{}", running.addr));
         running.wait().await.map_err(failed)?;
         Ok(ExitStatus::Succeeded)
+    }
+}
+
+/// Each agent is a connection or two; the usual limit of a thousand open files is one for programs that still use
+/// `select`. Not in a process that runs jobs, which would inherit it.
+fn open_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::warn!(%error, limit = limit.current, "the limit of open files stays");
     }
 }
 

@@ -1,11 +1,8 @@
 //! `kiln submit`: a build file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use kiln_sdk::{
-    Client,
-    v1::{BuildSpec, SubmitBuildRequest},
-};
+use kiln_sdk::v1::{BuildSpec, Secret, SubmitBuildRequest};
 use serde_json::json;
 
 use crate::{
@@ -13,7 +10,7 @@ use crate::{
     cmd::{Cx, Result, run},
     exit::ExitStatus,
     failure::Failure,
-    follow, json,
+    follow, json, secrets,
 };
 
 #[derive(Debug, clap::Args)]
@@ -30,6 +27,9 @@ pub(crate) struct Args {
     /// Idempotency key: the same key with the same content names the same build
     #[arg(long)]
     key: Option<String>,
+    /// Secret of this build alone; repeat for more. It is deleted when the build is done
+    #[arg(long, value_name = "NAME=@FILE|-")]
+    secret: Vec<String>,
     /// Project of the build
     #[arg(long, value_name = "NAME", default_value = "default")]
     project: String,
@@ -38,8 +38,14 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
         let file = build_file::load(&self.file)?;
+        let stdin = self.file != Path::new("-");
+        let secrets = secrets::read(&self.secret, stdin)?;
+        if secrets.names.len() != secrets.given.len() {
+            return Err(Failure::usage("--secret gives a value: write NAME=@FILE or NAME=-")
+                .hint("a secret of the project needs no flag; name it in the secrets of a job"));
+        }
         if self.check {
-            return self.check(cx, file).await;
+            return self.check(cx, file, secrets.given).await;
         }
         let client = cx.client().await?;
         let BuildFile { mut spec, folder } = file;
@@ -52,6 +58,7 @@ impl Args {
             key: self.key.unwrap_or_default(),
             spec: Some(spec),
             validate_only: false,
+            secrets: secrets.given,
         };
         let answer = client.submit(request).await.map_err(|error| named(error.into(), &names))?;
         let build = answer.build.ok_or_else(|| Failure::internal("the server sent no build"))?;
@@ -70,7 +77,7 @@ impl Args {
         Ok(ExitStatus::Succeeded)
     }
 
-    async fn check(&self, cx: &Cx<'_>, file: BuildFile) -> Result {
+    async fn check(&self, cx: &Cx<'_>, file: BuildFile, secrets: Vec<Secret>) -> Result {
         if let Some(folder) = file.folder.as_ref().filter(|folder| !folder.is_dir()) {
             return Err(Failure::usage(format!("source: {} is not a folder", folder.display())));
         }
@@ -92,21 +99,17 @@ impl Args {
             }
             Err(failure) => return Err(failure),
         };
-        ask(&client, &self.project, file.spec.clone()).await.map_err(|f| named(f, &names))?;
+        let request = SubmitBuildRequest {
+            project: self.project.clone(),
+            spec: Some(file.spec.clone()),
+            validate_only: true,
+            secrets,
+            ..Default::default()
+        };
+        client.submit(request).await.map_err(|error| named(error.into(), &names))?;
         told(true)?;
         Ok(ExitStatus::Succeeded)
     }
-}
-
-async fn ask(client: &Client, project: &str, spec: BuildSpec) -> Result<()> {
-    let request = SubmitBuildRequest {
-        project: project.to_owned(),
-        spec: Some(spec),
-        validate_only: true,
-        ..Default::default()
-    };
-    client.submit(request).await?;
-    Ok(())
 }
 
 fn job_names(spec: &BuildSpec) -> Vec<String> {

@@ -41,11 +41,12 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
         let data = std::path::absolute(self.data.unwrap_or_else(context::data_dir))?;
-        let config = kiln_server::Config {
+        let mut config = kiln_server::Config {
             listen: self.listen,
             data_dir: data.clone(),
             ..kiln_server::Config::default()
         };
+        roles::set(&mut config.secrets.key, roles::secrets_key());
         server::check(&config)?;
         let stop = roles::stop_on_signal(cx.printer)?;
         // The agent ends first: its last words still find a server.

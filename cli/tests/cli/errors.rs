@@ -43,7 +43,7 @@ fn a_wrong_build_file() {
     insta::assert_snapshot!(context.kiln(&["submit", "--check"]), @r"
     exit 2
     err: error: build.toml:4:1: unknown field `scirpt`
-    err: hint: expected one of `name`, `needs`, `backend`, `script`, `command`, `env`, `matrix`, `allow_failure`, `priority`, `artifacts`, `retry`, `timeouts`, `constraints`, `resources`, `container`, `concurrency`, `source`, `no_source`
+    err: hint: expected one of `name`, `needs`, `backend`, `script`, `command`, `env`, `matrix`, `allow_failure`, `priority`, `artifacts`, `retry`, `timeouts`, `constraints`, `resources`, `container`, `concurrency`, `source`, `no_source`, `secrets`
     ");
     insta::assert_snapshot!(context.kiln(&["submit", "-f", "none.toml"]), @r"
     exit 2

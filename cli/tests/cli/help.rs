@@ -28,6 +28,11 @@ const VERBS: &[&[&str]] = &[
     &["project", "update"],
     &["project", "pause"],
     &["project", "resume"],
+    &["secret"],
+    &["secret", "set"],
+    &["secret", "list"],
+    &["secret", "delete"],
+    &["secret", "reencrypt"],
     &["agents"],
     &["agents", "list"],
     &["agents", "show"],
@@ -36,10 +41,12 @@ const VERBS: &[&[&str]] = &[
     &["agents", "drain"],
     &["agents", "evict"],
     &["queue"],
+    &["audit"],
     &["token"],
     &["token", "create"],
     &["token", "list"],
     &["token", "revoke"],
+    &["token", "rotate"],
     &["completion"],
     &["config"],
     &["config", "list"],
@@ -57,6 +64,7 @@ fn every_verb_has_help_and_no_secret_is_an_argument() {
         assert!(help.contains("Usage: kiln"), "{verb:?}: {help}");
         assert!(help.contains("--output <FORMAT>"), "{verb:?} lacks the global options");
         assert!(!help.contains("--token "), "a token in argv is seen by everyone: {verb:?}");
+        assert!(!help.contains("--value"), "a secret in argv is seen by everyone: {verb:?}");
     }
 }
 
@@ -80,8 +88,10 @@ fn the_list_of_verbs() {
     explain     Say why a job waits or why it failed
     artifacts   List or download what jobs kept
     project     Manage projects
+    secret      Manage secrets
     agents      Manage agents
     queue       Show what waits, project by project
+    audit       Show what was done by whom
     token       Manage tokens
     completion  Print a completion script for a shell
     config      Manage contexts: names for servers

@@ -21,6 +21,10 @@ impl Role {
         kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
     }
 
+    fn interrupt(&self) {
+        kill_process(Pid::from_child(&self.0), Signal::INT).unwrap();
+    }
+
     fn ends(&mut self) -> Option<i32> {
         self.0.wait().unwrap().code()
     }
@@ -145,6 +149,16 @@ fn a_farm_from_the_first_token_to_the_last_agent() {
     let shown = farm.ok(&["agents", "show", "builder"]);
     assert!(shown.contains("labels   disk=ssd") && shown.contains("\nshell    ×"), "{shown}");
 
+    assert_eq!(farm.run("kill -TERM $$").0, 128 + 15, "as in a shell");
+    let failed = farm.ok(&["show", "last"]);
+    assert!(failed.contains("exit code 143 (SIGTERM)"), "{failed}");
+    let told = farm.refused(&["logs", "last", "--stream", "nope"]);
+    assert!(told.contains("no stream \"nope\"") && told.contains("its streams: main"), "{told}");
+    assert_eq!(farm.told(&["logs", "-f", "last", "--stream", "nope"]).0, 2);
+    assert!(farm.ok(&["token", "list"]).contains("used"), "an enroller's works once");
+    assert!(farm.ok(&["token", "revoke", "builder"]).starts_with("tok_"));
+    assert!(farm.refused(&["token", "revoke", "builder"]).contains("kiln token list"));
+
     farm.ok(&["agents", "pause", "builder", "--note", "disk swap", "--for", "1h"]);
     farm.detached("true");
     let why = farm.ok(&["explain"]);
@@ -157,13 +171,132 @@ fn a_farm_from_the_first_token_to_the_last_agent() {
     farm.ok(&["agents", "resume", "builder"]);
     let mut agent = farm.start_agent();
 
+    let go = farm.folder.path().join("go");
+    let wait = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
+    let build = farm.detached(&format!("trap '{wait}; exit' TERM; while :; do sleep 0.1; done"));
+    farm.until("it runs", |farm| farm.ok(&["show", &build]).contains("running"));
+    farm.ok(&["cancel", &build, "--reason", "wrong branch"]);
+    let why = farm.ok(&["explain", &build]);
+    assert!(why.contains("cancelled: wrong branch (CANCELLING)"), "{why}");
+    std::fs::write(go, "").unwrap();
+    assert_eq!(farm.told(&["watch", &build]).0, 3);
+
     let build = farm.detached("trap 'touch ended; exit' TERM; while :; do sleep 0.1; done");
     farm.until("it runs", |farm| farm.ok(&["show", &build]).contains("running"));
     let evicted = farm.ok(&["agents", "evict", "builder"]);
     assert_eq!(evicted, "agent builder removed, 1 job lost\n");
-    assert_eq!(agent.ends(), Some(0), "it ends its job and leaves: the job may run elsewhere");
+    assert_eq!(agent.ends(), Some(5), "it ends its job and leaves: the job may run elsewhere");
     assert!(farm.ok(&["explain", &build]).starts_with("job run queued: "));
     assert!(farm.refused(&["agents", "evict", "builder"]).contains("kiln agents list"));
+}
+
+#[test]
+fn an_agent_that_was_evicted_while_it_was_away_ends_its_jobs_and_says_so() {
+    let farm = Farm::new();
+    let agent = farm.agent();
+    let (pid, ended) = (farm.folder.path().join("pid"), farm.folder.path().join("ended"));
+    let script = format!(
+        "trap 'touch {}; exit' TERM; echo $$ > {}; while :; do sleep 0.05; done",
+        ended.display(),
+        pid.display()
+    );
+    let build = farm.detached(&script);
+    farm.until("it runs", |farm| pid.exists() && farm.ok(&["show", &build]).contains("running"));
+    drop(agent);
+    assert_eq!(farm.ok(&["agents", "evict", "builder"]), "agent builder removed, 1 job lost\n");
+    assert!(!ended.exists(), "a job outlives its agent");
+
+    let (code, _, err) = farm.told(&["agent"]);
+    assert_eq!(code, 5, "{err}");
+    assert!(err.contains("error: the server evicted this agent: its jobs were ended"), "{err}");
+    assert!(err.contains("identity.json") && err.contains("kiln token create NAME"), "{err}");
+    assert!(ended.exists(), "its job was ended before it left");
+    assert_eq!(farm.told(&["agent"]).0, 5, "and again");
+
+    std::fs::remove_file(farm.folder.path().join("data/agent/identity.json")).unwrap();
+    let token = farm.token("again");
+    let mut command = farm.kiln(&["agent", "--name", "builder", "--enroll-token-file"]);
+    let _agent = Role(command.arg(token).stderr(Stdio::null()).spawn().unwrap());
+    farm.until("it is tried again", |farm| farm.ok(&["show", &build]).contains("running"));
+    farm.ok(&["cancel", &build]);
+}
+
+#[test]
+fn the_second_interrupt_leaves_a_build_that_is_being_cancelled() {
+    let farm = Farm::new();
+    let _agent = farm.agent();
+    let go = farm.folder.path().join("go");
+    let wait = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
+    let script = format!("trap '{wait}; exit' TERM; echo begun; while :; do sleep 0.1; done");
+    let mut command = farm.kiln(&["run", "--no-source", "--", "sh", "-c", &script]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut err = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut run = Role(child);
+    assert_eq!(out.next().unwrap(), "begun");
+    run.interrupt();
+    err.find(|line| line.contains("cancelling the build")).unwrap();
+    farm.until("it is cancelled", |farm| farm.ok(&["show", "last"]).contains("cancelling"));
+    run.interrupt();
+    assert_eq!(run.ends(), Some(3));
+    let left = err.find(|line| line.contains("left; `kiln watch bld_")).unwrap();
+    assert!(farm.ok(&["show", "last"]).contains("running, cancelling"), "{left}");
+    std::fs::write(go, "").unwrap();
+    assert_eq!(farm.told(&["watch", "last"]).0, 3);
+}
+
+#[test]
+fn artifacts_come_into_the_folder_that_is_named() {
+    let farm = Farm::new();
+    let _agent = farm.agent();
+    let keep = ["run", "--no-source", "--artifact", "out/*", "--", "sh", "-c"];
+    farm.ok(
+        &[&keep[..], &["mkdir out; echo one > out/a; echo two > out/b; chmod +x out/b"]].concat()
+    );
+    let read = |path: &str| std::fs::read_to_string(farm.folder.path().join(path)).unwrap();
+    farm.ok(&["artifacts", "get", "last", "--to", "all"]);
+    assert_eq!((read("all/out/a"), read("all/out/b")), ("one\n".into(), "two\n".into()));
+    farm.ok(&["artifacts", "get", "last", "out/a", "--to", "new/"]);
+    farm.ok(&["artifacts", "get", "last", "out/b", "--to", "file"]);
+    assert_eq!((read("new/a"), read("file")), ("one\n".into(), "two\n".into()));
+    assert!(farm.refused(&["artifacts", "get", "last", "none"]).contains("kiln artifacts list"));
+}
+
+#[test]
+fn a_copy_of_an_agent_is_refused_and_disturbs_nothing() {
+    let farm = Farm::new();
+    let _agent = farm.agent();
+    let go = farm.folder.path().join("go");
+    let script = format!("echo one; until [ -e {} ]; do sleep 0.05; done; echo two", go.display());
+    let build = farm.detached(&script);
+    farm.until("it runs", |farm| farm.ok(&["logs", &build]).contains("one"));
+    let data = farm.folder.path().join("data");
+    let copied =
+        Command::new("cp").arg("-a").args([data.join("agent"), data.join("copy")]).status();
+    // What comes and goes beside them meanwhile does not matter.
+    copied.unwrap();
+    for file in ["identity.json", "home", "journal"] {
+        assert!(data.join("copy").join(file).exists(), "{file}");
+    }
+    // Its counter of Hellos is ahead of the original's.
+    std::fs::write(data.join("copy/epoch"), "1000").unwrap();
+
+    let args = ["agent", "--data", "data/copy"];
+    let mut copy = farm.kiln(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(copy.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let _copy = Role(copy);
+    let refused = { lines }.find(|line| line.contains("refuses this agent's session")).unwrap();
+    assert!(refused.contains("connected from another machine or data folder"), "{refused}");
+
+    std::fs::write(go, "").unwrap();
+    farm.ok(&["watch", &build]);
+    assert_eq!(farm.ok(&["logs", &build]), "one\ntwo\n");
+    let shown = farm.ok(&["--output", "json", "show", &build]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(
+        (&shown["jobs"][0]["attempt"], &shown["jobs"][0]["state"]),
+        (&1.into(), &"succeeded".into())
+    );
 }
 
 #[test]

@@ -145,11 +145,13 @@ fn projects_and_tokens() {
     err: error: the token's role "reader" is not enough
     err: hint: a token of role "admin" may do this
     "#);
-    insta::assert_snapshot!(context.kiln(&["token", "list"]), @r"
+    // The last use is told by a sweep, sooner or later.
+    let tokens = context.kiln(&["token", "list"]).replace("[TIME] ago", "never");
+    insta::assert_snapshot!(tokens, @r"
     exit 0
-    out: TOKEN  NAME  ROLE  PROJECT  CREATED  ENDS
-    out: tok_[ID]  admin  admin  all  [TIME] [TIME] UTC  never
-    out: tok_[ID]  ci  reader  all  [TIME] [TIME] UTC  never
+    out: TOKEN  NAME  ROLE  PROJECT  CREATED  USED  ENDS
+    out: tok_[ID]  admin  admin  all  [TIME] [TIME] UTC  never  never
+    out: tok_[ID]  ci  reader  all  [TIME] [TIME] UTC  never  [TIME] [TIME] UTC
     ");
     insta::assert_snapshot!(context.kiln(&["agents", "list"]), @r"
     exit 0
@@ -173,5 +175,47 @@ fn contexts() {
     exit 2
     err: error: there is no context "home"
     err: hint: `kiln config list` shows them, `kiln config set` makes one
+    "#);
+}
+
+#[test]
+fn secrets_are_read_from_files_and_never_shown() {
+    let context = Context::with_server();
+    context.write("token", "hush");
+    insta::assert_snapshot!(context.kiln(&["secret", "set", "TOKEN", "--file", "token"]), @r"
+    exit 0
+    out: TOKEN of project default is set
+    ");
+    insta::assert_snapshot!(context.kiln(&["secret", "set", "token", "--file", "token"]), @r"
+    exit 2
+    err: error: the request can't be used
+    err:  name: must be like TOKEN: [A-Z_][A-Z0-9_]*, at most 128 characters
+    ");
+    let listed = context.out(&["secret", "list", "--output", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let secret = &shown["secrets"][0];
+    assert_eq!((&secret["name"], &secret["set_by"]), (&"TOKEN".into(), &"admin".into()));
+    assert!(!listed.contains("hush"), "{listed}");
+    let run = ["run", "--no-source", "--detach", "--secret"];
+    insta::assert_snapshot!(context.kiln(&[&run[..], &["TOKEN=hush", "--", "true"]].concat()), @r"
+    exit 2
+    err: error: --secret 1: a value can't be an argument: others see it
+    err: hint: write NAME for a secret of the project, NAME=@FILE, or NAME=- for standard input; a value is never an argument
+    ");
+    let missing = context.kiln(&[&run[..], &["GONE", "--", "true"]].concat());
+    assert!(
+        missing.contains("--secret[0]") && missing.contains("kiln secret set GONE"),
+        "{missing}"
+    );
+    assert!(context.out(&[&run[..], &["ONCE=@token", "--", "true"]].concat()).starts_with("bld_"));
+    let anew = context.out(&["secret", "reencrypt"]);
+    assert!(anew.starts_with("0 values were encrypted anew"), "{anew}");
+    insta::assert_snapshot!(context.kiln(&["secret", "delete", "TOKEN"]), @r"
+    exit 0
+    out: TOKEN of project default is deleted
+    ");
+    insta::assert_snapshot!(context.kiln(&["secret", "delete", "TOKEN"]), @r#"
+    exit 2
+    err: error: secret "TOKEN" does not exist
     "#);
 }

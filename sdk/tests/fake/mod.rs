@@ -148,6 +148,18 @@ impl AdminService for State {
     ) -> Result<Response<ListTokensResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn rotate_token(
+        &self,
+        _: Request<RotateTokenRequest>,
+    ) -> Result<Response<RotateTokenResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn list_audit(
+        &self,
+        _: Request<ListAuditRequest>,
+    ) -> Result<Response<ListAuditResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
     async fn revoke_token(
         &self,
         _: Request<RevokeTokenRequest>,
