@@ -1,7 +1,8 @@
 # `make help` lists the targets. Everything is a script or a cargo command; this file only names them.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 CASES ?= 20000
-SEEDS ?= 2000
+SEEDS ?= 100000
+ROUNDS ?= 1
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -26,11 +27,15 @@ fmt: ## format the code
 bench: ## measure; one line a figure
 	@rig/bench
 
-fuzz: ## property tests with CASES=20000 cases each
+fuzz: ## fuzz targets with 10 × CASES=20000 inputs each, property tests with CASES
+	KILN_FUZZ_CASES=$(CASES)0 cargo test -p kiln-tests --locked --test fuzz -- --show-output
 	PROPTEST_CASES=$(CASES) cargo test --workspace --locked --lib
 
-simulate: ## the simulation over SEEDS=2000 seeds
-	KILN_SEEDS=$(SEEDS) cargo test -p kiln-tests --locked --test simulation
+simulate: ## the simulation over SEEDS=100000 seeds, optimised; a failure is told as a short story
+	KILN_SEEDS=$(SEEDS) cargo test -p kiln-tests --locked --profile simulation --test simulation -- --show-output
+
+chaos: ## break real processes in every listed way, ROUNDS=1 each; FAULT=name and DB=sqlite|postgres choose
+	@rig/chaos --rounds $(ROUNDS) $(if $(FAULT),--fault $(FAULT)) $(if $(DB),--database $(DB)) $(if $(SEED),--seed $(SEED))
 
 deny: ## licences, advisories, duplicates (needs cargo-deny)
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is not installed: cargo install --locked cargo-deny"; exit 1; }
@@ -39,4 +44,4 @@ deny: ## licences, advisories, duplicates (needs cargo-deny)
 clean-rig: ## stop the rig's servers, remove its data and images
 	@rig/down --purge
 
-.PHONY: help demo test lint proto fmt bench fuzz simulate deny clean-rig
+.PHONY: help demo test lint proto fmt bench fuzz simulate chaos deny clean-rig

@@ -16,5 +16,7 @@ mod failures;
 mod harness;
 #[path = "rig_real/process.rs"]
 mod process;
+#[path = "rig_real/secrets.rs"]
+mod secrets;
 #[path = "rig_real/survival.rs"]
 mod survival;

@@ -100,7 +100,7 @@ fn dependencies(folder: &str) -> Vec<String> {
 
 #[test]
 fn i1_the_core_depends_on_data_crates_only() {
-    let allowed = ["serde", "serde_json", "sha2", "thiserror", "uuid"];
+    let allowed = ["serde", "serde_json", "sha2", "thiserror", "uuid", "zeroize"];
     let found: Vec<_> = dependencies("server/core")
         .into_iter()
         .filter(|name| !allowed.contains(&name.as_str()))

@@ -1,6 +1,9 @@
 //! A scripted machine: the real lease code, a journal that survives, processes that outlive the agent.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+};
 
 use kiln_agent::lease::{Entry, EntryState, Frame, Input, Leases, Output};
 use kiln_core::{
@@ -30,6 +33,40 @@ pub(super) enum Down {
     Beat,
 }
 
+impl fmt::Display for Up {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hello { epoch, journal } => write!(f, "Hello {epoch}, journal {journal:?}"),
+            Self::Heartbeat => f.write_str("Heartbeat"),
+            Self::Frame(Frame::Finished(lease, report)) => {
+                write!(f, "Finished({lease}): {:?}", report.outcome)
+            }
+            Self::Frame(frame) => write!(f, "{frame:?}"),
+        }
+    }
+}
+
+impl fmt::Display for Down {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Welcome { session, keep, abandon } => {
+                write!(f, "Welcome {session}, keep {keep:?}, abandon {abandon:?}")
+            }
+            Self::Assign { assignment, .. } => write!(f, "Assign({})", assignment.lease),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+/// What is wrong with every machine of a world: for tests of the simulation itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A restarted agent starts again what it should adopt.
+    StartsAgain,
+    /// The journal forgets what was saved before the last write.
+    LosesEntries,
+}
+
 /// One stream, with the frames in flight and the server's half at its end.
 #[derive(Debug, Default)]
 pub(super) struct Link {
@@ -51,6 +88,8 @@ pub(super) struct Process {
 pub(super) struct Machine {
     pub id: AgentId,
     pub up: bool,
+    /// Its data folder is a copy of another one's, and nobody starts it any more.
+    pub retired: bool,
     pub link: Option<Link>,
     pub leases: Leases,
     pub processes: BTreeMap<LeaseId, Process>,
@@ -63,13 +102,18 @@ pub(super) struct Machine {
     journal: BTreeMap<LeaseId, Entry>,
     handles: BTreeSet<LeaseId>,
     epoch: i64,
+    /// The data folder's place and boot, and where its leases were taken.
+    instance: String,
+    home: Option<String>,
+    fault: Option<Fault>,
 }
 
 impl Machine {
-    pub(super) fn new(id: AgentId) -> Self {
+    pub(super) fn new(id: AgentId, place: &str, fault: Option<Fault>) -> Self {
         Self {
             id,
             up: true,
+            retired: false,
             link: None,
             leases: Leases::default(),
             processes: BTreeMap::new(),
@@ -79,7 +123,25 @@ impl Machine {
             journal: BTreeMap::new(),
             handles: BTreeSet::new(),
             epoch: 0,
+            instance: format!("{place} boot 0"),
+            home: None,
+            fault,
         }
+    }
+
+    /// Another machine, with a copy of this one's data folder that has been used a while.
+    pub(super) fn copy(&self, place: &str) -> Self {
+        let mut copy = Self::new(self.id, place, self.fault);
+        copy.up = false;
+        copy.journal.clone_from(&self.journal);
+        copy.handles.clone_from(&self.handles);
+        copy.home.clone_from(&self.home);
+        copy.epoch = self.epoch + 10;
+        copy
+    }
+
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
     }
 
     pub(super) fn journal(&self) -> impl Iterator<Item = &LeaseId> {
@@ -109,17 +171,22 @@ impl Machine {
         self.link = None;
         if reboot {
             self.processes.clear();
+            self.instance.push('+');
         }
     }
 
     /// The agent starts again: it restores its journal and adopts what runs.
     pub(super) fn restart(&mut self, now: Millis) {
         self.up = true;
-        self.leases = Leases::restore(self.journal.values().cloned());
+        let home = self.home.as_ref().is_none_or(|home| *home == self.instance);
+        self.leases = Leases::restore(self.journal.values().cloned(), home);
+        let leases = &self.leases;
+        self.journal.retain(|lease, _| leases.entry(*lease).is_some());
         for entry in self.journal.values().cloned().collect::<Vec<_>>() {
             let lease = entry.assignment.lease;
             match entry.state {
                 EntryState::Finished(_) => {}
+                _ if self.fault == Some(Fault::StartsAgain) => self.start(entry.assignment),
                 _ if self.processes.contains_key(&lease) => {}
                 EntryState::Taken if !self.handles.contains(&lease) => self.start(entry.assignment),
                 _ => {
@@ -165,6 +232,9 @@ impl Machine {
     /// Gives an input to the real lease code and carries its outputs out, in order; `crash_after` so many of them the
     /// agent dies.
     pub(super) fn apply(&mut self, input: Input, now: Millis, crash_after: Option<usize>) {
+        if matches!(input, Input::Welcome { .. }) {
+            self.home = Some(self.instance.clone());
+        }
         for (number, output) in self.leases.apply(input, now).into_iter().enumerate() {
             if crash_after == Some(number) {
                 self.crash(false);
@@ -190,6 +260,9 @@ impl Machine {
     fn perform(&mut self, output: Output) {
         match output {
             Output::Save(lease) => {
+                if self.fault == Some(Fault::LosesEntries) {
+                    self.journal.clear();
+                }
                 if let Some(entry) = self.leases.entry(lease) {
                     self.journal.insert(lease, entry.clone());
                 }

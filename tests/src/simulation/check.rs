@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kiln_core::{
     build::Counts,
     event::Change,
-    id::{BuildId, JobId},
+    id::{BuildId, JobId, LeaseId},
     outcome::Outcome,
 };
 
@@ -46,12 +46,14 @@ pub(super) fn exclusive(world: &World) -> Result<(), String> {
 }
 
 fn processes_ran_once(world: &World) -> Result<(), String> {
-    for machine in &world.machines {
-        if let Some((lease, times)) = machine.starts.iter().find(|(_, times)| **times > 1) {
-            return Err(format!("{lease} was started {times} times"));
-        }
+    let mut starts: BTreeMap<LeaseId, u32> = BTreeMap::new();
+    for (&lease, &times) in world.machines.iter().flat_map(|machine| &machine.starts) {
+        *starts.entry(lease).or_default() += times;
     }
-    Ok(())
+    match starts.into_iter().find(|(_, times)| *times > 1) {
+        Some((lease, times)) => Err(format!("{lease} was started {times} times")),
+        None => Ok(()),
+    }
 }
 
 /// A job succeeded only if the process of the lease that was answered did.

@@ -60,8 +60,8 @@ fn failures_in_a_container(kiln: &mut Kiln) {
 
 fn failures_of_a_process(kiln: &mut Kiln) {
     fails(kiln, &format!("script = \"exit 3\"\n{SHELL}"), "user", Some(3));
-    // No shell stands between: a signal has no exit code, the message names it.
-    let outcome = fails(kiln, &format!("script = \"kill -9 $$\"\n{SHELL}"), "user", None);
+    // As a shell counts: 128 and the signal, which the message names.
+    let outcome = fails(kiln, &format!("script = \"kill -9 $$\"\n{SHELL}"), "user", Some(137));
     assert!(outcome["message"].as_str().unwrap().contains("SIGKILL"), "{outcome}");
     ends(
         kiln,

@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
+use kiln_tests::chaos::left_in;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::{Process, left_in, until};
+use crate::process::{Process, until};
 
 pub(crate) const START: Duration = Duration::from_mins(1);
 pub(crate) const BUILD: Duration = Duration::from_secs(150);
@@ -49,11 +50,11 @@ pub(crate) fn with(database: Database, test: fn(&mut Kiln)) {
     kiln.finish();
 }
 
-fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     if let Some(named) = variable("KILN_BIN") {
         return named.into();
     }
@@ -72,6 +73,10 @@ pub(crate) struct Kiln {
     pub(crate) server: Option<Process>,
     pub(crate) agent: Option<Process>,
     builds: Vec<String>,
+    /// What the processes log; empty: what they do by themselves.
+    pub(crate) log: &'static str,
+    /// KILN_SECRETS_KEY of the server.
+    pub(crate) secrets_key: String,
 }
 
 impl Kiln {
@@ -83,8 +88,17 @@ impl Kiln {
             Database::Sqlite => format!("sqlite:{}", dir.path().join("kiln.db").display()),
             Database::Postgres => postgres::create(&name_of(dir.path())),
         };
-        let mut kiln =
-            Self { dir, bin: binary(), database, port, server: None, agent: None, builds: vec![] };
+        let mut kiln = Self {
+            dir,
+            bin: binary(),
+            database,
+            port,
+            server: None,
+            agent: None,
+            builds: vec![],
+            log: "",
+            secrets_key: String::new(),
+        };
         kiln.start_server();
         kiln.enrol();
         kiln.start_agent();
@@ -143,6 +157,12 @@ impl Kiln {
         command.env("KILN_SERVER", format!("http://127.0.0.1:{}", self.port));
         command.env("XDG_CONFIG_HOME", self.path("config")).env("NO_COLOR", "1");
         command.env("DOCKER_HOST", variable("KILN_TEST_DOCKER").unwrap_or_default());
+        if !self.log.is_empty() && matches!(args[0], "server" | "agent") {
+            command.env("KILN_LOG", self.log);
+        }
+        if args[0] == "server" && !self.secrets_key.is_empty() {
+            command.env("KILN_SECRETS_KEY", &self.secrets_key);
+        }
         if let Ok(token) = std::fs::read_to_string(self.path("server/admin.token")) {
             command.env("KILN_TOKEN", token.trim());
         }
@@ -226,6 +246,15 @@ impl Kiln {
         });
     }
 
+    pub(crate) fn is_postgres(&self) -> bool {
+        self.database.starts_with("postgres:")
+    }
+
+    /// All rows of a Postgres as text; of SQLite nothing, as its file is below the folder.
+    pub(crate) fn rows(&self) -> Vec<u8> {
+        if self.is_postgres() { postgres::rows(&self.database) } else { vec![] }
+    }
+
     /// Ends both processes politely: nothing of any build may be left on the machine.
     pub(crate) fn finish(mut self) {
         for build in &self.builds {
@@ -246,8 +275,8 @@ impl Kiln {
             let status = process.terminate(STOP);
             assert!(status.success(), "{status}: {}", process.said());
         }
-        assert_eq!(left_in(self.dir.path()), Vec::<String>::new());
-        if self.database.starts_with("postgres:") {
+        assert_eq!(left_in(self.dir.path()), []);
+        if self.is_postgres() {
             postgres::drop(&name_of(self.dir.path()));
         }
     }
@@ -270,25 +299,50 @@ fn containers(lease: &str) -> String {
 }
 
 /// Postgres takes names of lower-case letters without quotes.
-fn name_of(dir: &Path) -> String {
+pub(crate) fn name_of(dir: &Path) -> String {
     let name = dir.file_name().unwrap().to_string_lossy().to_lowercase();
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect::<String>()
         + "_rig"
 }
 
-mod postgres {
+pub(crate) mod postgres {
     use super::variable;
 
     /// Makes an empty database and gives its URL.
-    pub(super) fn create(name: &str) -> String {
+    pub(crate) fn create(name: &str) -> String {
         execute(&format!("CREATE DATABASE {name}"));
         let url = variable("KILN_TEST_POSTGRES").unwrap();
         let (server, _) = url.rsplit_once('/').unwrap();
         format!("{server}/{name}")
     }
 
-    pub(super) fn drop(name: &str) {
+    pub(crate) fn drop(name: &str) {
         execute(&format!("DROP DATABASE {name} WITH (FORCE)"));
+    }
+
+    /// All rows of all tables, as text.
+    pub(super) fn rows(url: &str) -> Vec<u8> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (client, connection) =
+                tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+            let driven = async { connection.await.unwrap() };
+            let read = async {
+                let tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'";
+                let mut text = String::new();
+                for table in client.query(tables, &[]).await.unwrap() {
+                    let table: &str = table.get(0);
+                    let rows = format!("SELECT t::text FROM \"{table}\" t");
+                    for row in client.query(&rows, &[]).await.unwrap() {
+                        text.push_str(row.get(0));
+                        text.push('\n');
+                    }
+                }
+                std::mem::drop(client);
+                text.into_bytes()
+            };
+            futures::join!(driven, read).1
+        })
     }
 
     fn execute(statement: &str) {

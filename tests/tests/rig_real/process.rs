@@ -87,17 +87,3 @@ impl Drop for Process {
         }
     }
 }
-
-/// Processes whose command line names this folder: what a test left behind.
-pub(crate) fn left_in(dir: &Path) -> Vec<String> {
-    let mut left = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
-        let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let cwd = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-        if line.contains(&*dir.to_string_lossy()) || cwd.starts_with(dir) {
-            left.push(format!("{}: {line}", entry.file_name().to_string_lossy()));
-        }
-    }
-    left
-}

@@ -1,8 +1,12 @@
-//! A server and agents in this process, reached over gRPC as any other.
+//! A server, and agents in this process, reached over gRPC as any other.
 
 use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
+    fs,
+    net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,16 +20,30 @@ use kiln_agent::{
 use kiln_core::{agent::Offer, id::LeaseId, session::Assignment};
 use kiln_sdk::{
     Client, Options,
-    v1::{BuildSpec, CreateTokenRequest, JobSpec, ListBuildsRequest, Role, SubmitBuildRequest},
+    v1::{
+        Agent, AgentState, BuildSpec, CreateTokenRequest, JobSpec, ListAgentsRequest,
+        ListBuildsRequest, Role, SubmitBuildRequest,
+    },
 };
-use kiln_server::config::Config;
+use kiln_server::config::Limits;
 use tempfile::TempDir;
-use tokio::time::sleep;
+use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// A backend whose jobs do nothing; everything around them is real.
+use super::server::{self, Program};
+
+/// How long anything may take before the run is given up.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(10);
+
+/// A backend whose jobs do nothing; everything around them is real. There is no process to adopt, so that it remembers
+/// none.
 #[derive(Debug)]
-struct Noop;
+pub(crate) struct Noop {
+    /// Jobs that ran.
+    pub(crate) runs: AtomicUsize,
+    /// Jobs with a script wait for one.
+    pub(crate) gate: Semaphore,
+}
 
 #[async_trait]
 impl Backend for Noop {
@@ -37,8 +55,13 @@ impl Backend for Noop {
         Ok(Offer { slots: 64, operations: ["script".to_owned()].into(), ..Offer::default() })
     }
 
-    async fn run(&self, _: &Assignment, run: &Run) -> Result<(), Failure> {
-        run.remember("noop").await.map_err(|error| Failure::infra(error.to_string()))
+    async fn run(&self, job: &Assignment, _: &Run) -> Result<(), Failure> {
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        if !job.spec.script.is_empty() {
+            let place = self.gate.acquire().await;
+            place.map_err(|error| Failure::infra(error.to_string()))?.forget();
+        }
+        Ok(())
     }
 
     async fn adopt(&self, _: &Assignment, _: &Run, _: &str) -> Result<(), Failure> {
@@ -54,52 +77,78 @@ impl Backend for Noop {
 pub(crate) struct Farm {
     pub(crate) client: Client,
     pub(crate) folder: TempDir,
-    url: String,
+    pub(crate) server: Program,
+    pub(crate) noop: Arc<Noop>,
+    config: String,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    server: kiln_server::serve::Running,
 }
 
 impl Farm {
     /// `database` as in the server's configuration; empty: SQLite.
     pub(crate) async fn start(database: &str) -> Result<Self> {
         let folder = TempDir::new()?;
-        let config = Config {
-            listen: "127.0.0.1:0".parse()?,
-            data_dir: folder.path().join("server"),
-            database: database.to_owned(),
-            auth: false,
-            ..Config::default()
-        };
-        let shutdown = CancellationToken::new();
-        let server = kiln_server::serve::serve(config, shutdown.clone()).await?;
-        let url = format!("http://{}", server.addr);
-        let client = Client::connect(Options::new(&url)).await?;
-        Ok(Self { client, folder, url, tasks: TaskTracker::new(), shutdown, server })
+        let path = folder.path().join("kiln.toml");
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let data = folder.path().join("server");
+        // One token of this machine asks for all that a whole farm would.
+        let limits = toml::to_string(&Limits::unlimited())?;
+        let text = format!(
+            "listen = \"127.0.0.1:{port}\"\nauth = false\ndata_dir = \"{}\"\n\
+             database = {database:?}\n[limits]\n{limits}",
+            data.display()
+        );
+        fs::write(&path, text)?;
+        let config = path.to_string_lossy().into_owned();
+        let server = Program::start(&["server", "--config", &config], folder.path())?;
+        let client = Client::connect(Options::new(&server.url)).await?;
+        let noop = Noop { runs: AtomicUsize::new(0), gate: Semaphore::new(0) };
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        Ok(Self { client, folder, server, noop: Arc::new(noop), config, tasks, shutdown })
     }
 
-    /// Adds an agent; `noop` instead of the real backends.
-    pub(crate) async fn agent(&self, name: &str, noop: bool) -> Result<()> {
+    /// Kills the server and starts another one on its data.
+    pub(crate) fn restart(self) -> Result<Self> {
+        self.server.kill()?;
+        let server = Program::start(&["server", "--config", &self.config], self.folder.path())?;
+        Ok(Self { server, ..self })
+    }
+
+    /// Adds an agent with the real backends.
+    pub(crate) async fn agent(
+        &self,
+        name: &str,
+        backends: kiln_agent::backend::Config,
+    ) -> Result<()> {
+        let identity = self.enroll(name).await?;
+        let all = kiln_agent::backend::all(&backends, &identity.agent.to_string());
+        self.run(name, identity, all)
+    }
+
+    /// Adds an agent whose jobs do nothing.
+    pub(crate) async fn noop_agent(&self, name: &str) -> Result<()> {
+        let identity = self.enroll(name).await?;
+        self.run(name, identity, vec![self.noop.clone()])
+    }
+
+    async fn enroll(&self, name: &str) -> Result<Identity> {
         let request = CreateTokenRequest {
             name: name.to_owned(),
             role: Role::Enroller.into(),
             ..Default::default()
         };
         let token = self.client.create_token(request).await?.secret;
-        let data_dir = self.folder.path().join(name);
-        let address = Address { url: self.url.clone(), ca_pem: None };
-        let identity: Identity = kiln_agent::enroll(&address, &token, name, &data_dir).await?;
+        let address = Address { url: self.server.url.clone(), ca_pem: None };
+        Ok(kiln_agent::enroll(&address, &token, name, &self.folder.path().join(name)).await?)
+    }
+
+    fn run(&self, name: &str, identity: Identity, backends: Vec<Arc<dyn Backend>>) -> Result<()> {
         let config = kiln_agent::Config {
-            server: self.url.clone(),
-            data_dir,
+            server: self.server.url.clone(),
+            data_dir: self.folder.path().join(name),
             ..kiln_agent::Config::default()
         };
-        let backends: Vec<Arc<dyn Backend>> = if noop {
-            vec![Arc::new(Noop)]
-        } else {
-            kiln_agent::backend::all(&config.backends, &identity.agent.to_string())
-        };
-        let (supervisor, shutdown) = (supervisor()?, self.shutdown.clone());
+        let (supervisor, shutdown) = (server::kiln()?, self.shutdown.clone());
         self.tasks.spawn(async move {
             if let Err(error) =
                 kiln_agent::run_with(config, &identity, backends, supervisor, shutdown).await
@@ -108,6 +157,21 @@ impl Farm {
             }
         });
         Ok(())
+    }
+
+    /// Until so many agents are connected that were heard since a moment.
+    pub(crate) async fn connected(&self, count: usize, since_ms: i64) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let agents = self.client.list_agents(ListAgentsRequest {}).await;
+            let online =
+                |agent: &&Agent| agent.state() == AgentState::Online && agent.seen_ms >= since_ms;
+            if agents.is_ok_and(|all| all.agents.iter().filter(online).count() >= count) {
+                return Ok(());
+            }
+            anyhow::ensure!(start.elapsed() < PATIENCE, "the agents do not connect");
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Submits a build of equal jobs and returns its id.
@@ -126,7 +190,7 @@ impl Farm {
             if self.client.list_builds(request).await?.builds.is_empty() {
                 return Ok(());
             }
-            anyhow::ensure!(start.elapsed() < Duration::from_mins(5), "the queue does not drain");
+            anyhow::ensure!(start.elapsed() < PATIENCE, "the queue does not drain");
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -135,7 +199,7 @@ impl Farm {
         self.shutdown.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        Ok(self.server.wait().await?)
+        self.server.stop()
     }
 }
 
@@ -161,24 +225,4 @@ pub(crate) fn noop_job() -> JobSpec {
 /// A job of the shell backend.
 pub(crate) fn shell_job(script: String) -> JobSpec {
     JobSpec { name: "shell".to_owned(), backend: "shell".to_owned(), script, ..Default::default() }
-}
-
-/// The program beside this one that can supervise.
-fn supervisor() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let path = own.parent().unwrap_or_else(|| Path::new(".")).join("kiln");
-    anyhow::ensure!(
-        path.exists(),
-        "{} is missing: build the workspace with the same profile",
-        path.display()
-    );
-    Ok(path)
-}
-
-/// User and system time of this process so far.
-pub(crate) fn cpu_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<_> = text.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = [11, 12].iter().filter_map(|&at| fields.get(at)?.parse::<u64>().ok()).sum();
-    Duration::from_millis(ticks * 10)
 }

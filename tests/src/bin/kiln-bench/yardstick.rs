@@ -1,6 +1,7 @@
 //! What the machine can do at best, measured in the same run: the denominators of all ratios.
 
 use std::{
+    path::Path,
     process::Command,
     sync::{
         Arc,
@@ -10,6 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use kiln_server::store::sql;
+use sea_orm::{ConnectOptions, ConnectionTrait};
 use tokio_postgres::NoTls;
 
 const CLIENTS: usize = 16;
@@ -70,6 +73,49 @@ async fn connect(url: &str) -> Result<tokio_postgres::Client> {
         tokio_postgres::connect(url, NoTls).await.context("connect to Postgres")?;
     tokio_util::task::TaskTracker::new().spawn(connection);
     Ok(client)
+}
+
+/// Jobs a second of which the rows are inserted, and nothing else: those of a finished run, from its database into an
+/// empty one of the same form, durably, with a group of jobs in each transaction.
+pub(crate) async fn inserts(data: &Path, jobs: usize) -> Result<f64> {
+    const GROUP: usize = 100;
+    let folder = tempfile::TempDir::new()?;
+    let url = format!("sqlite:{}", folder.path().join("rows.db").display());
+    let sql = kiln_server::store::sql::connect(&url, &sql::Options::default()).await?;
+    sql.migrate().await?;
+    sql.close().await;
+    let mut options = ConnectOptions::new(url);
+    options.max_connections(1).sqlx_logging(false);
+    let into = sea_orm::Database::connect(options).await?;
+    for setting in [
+        "PRAGMA synchronous=FULL".to_owned(),
+        format!("ATTACH DATABASE '{}' AS run", data.join("kiln.db").display()),
+        "INSERT INTO project SELECT * FROM run.project".to_owned(),
+    ] {
+        into.execute_unprepared(&setting).await?;
+    }
+    let start = Instant::now();
+    for from in (0..jobs).step_by(GROUP) {
+        let rows = [("build", "id"), ("job", "build"), ("lease", "build"), ("event", "build")].map(
+            |(table, column)| {
+                format!(
+                    "INSERT INTO {table} SELECT * FROM run.{table} \
+                     WHERE {column} IN (SELECT id FROM picked);"
+                )
+            },
+        );
+        let text = format!(
+            "BEGIN IMMEDIATE; CREATE TEMP TABLE picked AS SELECT id FROM run.build \
+             ORDER BY created_at, id LIMIT {GROUP} OFFSET {from}; {} \
+             INSERT INTO job_spec SELECT s.* FROM run.job_spec s JOIN run.job j ON j.id=s.job \
+             WHERE j.build IN (SELECT id FROM picked); DROP TABLE picked; COMMIT;",
+            rows.concat()
+        );
+        into.execute_unprepared(&text).await?;
+    }
+    let rate = rate(jobs as u64, start.elapsed());
+    into.close().await?;
+    Ok(rate)
 }
 
 /// A database of its own on the server of the rig.
