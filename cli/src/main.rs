@@ -13,6 +13,7 @@ mod pack;
 mod printer;
 mod roles;
 mod secrets;
+mod settings;
 mod table;
 mod time;
 mod units;

@@ -1,27 +1,11 @@
-//! What the long-running roles share: configuration files, signals, and how they fail.
+//! What the long-running roles share: signals, logs, and how they fail.
 
-use std::{collections::HashSet, error::Error, path::Path};
+use std::{collections::HashSet, error::Error};
 
-use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{cmd::Result, exit::ExitStatus, failure::Failure, printer::Printer};
-
-/// Reads a configuration file; what is wrong is named by line and column.
-pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text =
-        std::fs::read_to_string(path).map_err(|error| Failure::file("read", path, &error))?;
-    let name = path.display().to_string();
-    toml::from_str(&text).map_err(|error| crate::build_file::located(&name, &text, &error))
-}
-
-/// A flag overrides what the file says.
-pub(crate) fn set<T>(field: &mut T, flag: Option<T>) {
-    if let Some(value) = flag {
-        *field = value;
-    }
-}
 
 pub(crate) fn label(text: &str) -> std::result::Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write it as KEY=VALUE")?;
@@ -68,11 +52,6 @@ pub(crate) fn stop_on_signal(printer: &Printer) -> Result<Stop> {
         }
     });
     Ok(stop)
-}
-
-/// The keys of secrets from the environment: no flag has them, as others see the flags of a process.
-pub(crate) fn secrets_key() -> Option<kiln_server::config::KeyText> {
-    std::env::var("KILN_SECRETS_KEY").ok().map(kiln_server::config::KeyText::new)
 }
 
 /// A role ended with an error: its whole chain, on one line, each part once.

@@ -1,8 +1,9 @@
 //! What a server is told: the fields of its TOML file, each with a default that works on one machine.
 //!
 //! One file a section under `config/`: a struct with defaults and a `check` that says everything that is wrong with it.
-//! A new section is a file, a field of [`Config`], and a line in [`Config::check`]. Environment and flags need nothing
-//! more: they follow from the fields.
+//! A new section is a file, a field of [`Config`], and a line in [`Config::check`]. The environment needs nothing more:
+//! its names follow from the fields. Each struct is `#[serde(default, deny_unknown_fields)]`, and what is secret in it
+//! serialises as a sign that it is there.
 
 mod invalid;
 mod limits;
@@ -34,8 +35,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Folder of logs, artifacts, the first administrator's token, and the database where it is SQLite by default.
     /// One server at a time uses it.
+    #[serde(rename = "data")]
     pub data_dir: PathBuf,
-    /// `sqlite:PATH` or `postgres://…`. Empty: `sqlite:<data_dir>/kiln.db`.
+    /// `sqlite:PATH` or `postgres://…`. Empty: `sqlite:<data>/kiln.db`.
     pub database: String,
     /// Connections to the database at most.
     pub connections: u32,
@@ -110,7 +112,7 @@ impl Config {
         let open = !self.auth && !self.insecure && !self.listen.ip().is_loopback();
         let message = "can be reached from other machines, and auth is off; turn auth on, listen on 127.0.0.1, or set insecure";
         refuse(open, "listen", message);
-        refuse(self.data_dir.as_os_str().is_empty(), "data_dir", "must name a folder");
+        refuse(self.data_dir.as_os_str().is_empty(), "data", "must name a folder");
         let schemes = ["sqlite:", "postgres://", "postgresql://"];
         let known = schemes.iter().any(|scheme| self.database_url().starts_with(scheme));
         refuse(!known, "database", "must be like sqlite:PATH or postgres://…");
@@ -158,9 +160,9 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_said_at_once() {
-        let text = "data_dir = \"\"\nsweep_ms = 0\n[retention]\nlog_days = 99999";
+        let text = "data = \"\"\nsweep_ms = 0\n[retention]\nlog_days = 99999";
         let config = Config::from_toml(text).unwrap();
-        assert_eq!(refused(&config), ["data_dir", "sweep_ms", "retention.log_days"]);
+        assert_eq!(refused(&config), ["data", "sweep_ms", "retention.log_days"]);
         let said = config.check().unwrap_err().to_string();
         assert!(said.contains("; sweep_ms: must be at least 1; "), "{said}");
     }

@@ -11,7 +11,11 @@ use crate::{
     exit::ExitStatus,
     failure::Failure,
     roles,
+    settings::{self, Flags, Part, Settings},
 };
+
+/// Of the variables that an agent reads.
+pub(crate) const PREFIX: &str = "KILN_AGENT_";
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -24,27 +28,30 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Args)]
 struct RunArgs {
-    /// TOML file; flags override it
-    #[arg(long, value_name = "FILE")]
+    /// TOML file; environment (KILN_AGENT_…) and flags override it
+    #[arg(long, value_name = "FILE", env = "KILN_AGENT_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
-    /// Folder of the agent's identity and jobs
+    /// Folder of the agent's identity and jobs [env: KILN_AGENT_DATA]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Name to enrol as [default: the host's]
+    /// Name to enrol as; empty: the host's [env: KILN_AGENT_NAME]
     #[arg(long)]
     name: Option<String>,
-    /// Label that jobs can ask for; repeat for more
+    /// Label that jobs can ask for; repeat for more [env: KILN_AGENT_LABELS, as { key = "value" }]
     #[arg(long, value_name = "KEY=VALUE", value_parser = roles::label)]
     label: Vec<(String, String)>,
-    /// PEM file of the authority that signed the server's certificate
+    /// PEM file of the authority that signed the server's certificate [env: KILN_AGENT_CA_FILE]
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// File with an enrolment token, used where the agent is not enrolled yet
+    /// File with an enrolment token, used where the agent is not enrolled yet [env: KILN_AGENT_ENROLL_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     enroll_token_file: Option<PathBuf>,
-    /// Sources may be repositories of this machine
+    /// Sources may be repositories of this machine [env: KILN_AGENT_ALLOW_LOCAL_GIT]
     #[arg(long)]
     allow_local_git: bool,
+    /// Print the configuration as it would be used, and end: 0 where it can be used, 2 where not
+    #[arg(long)]
+    check_config: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -83,20 +90,29 @@ impl Args {
 }
 
 impl RunArgs {
+    fn read(self, cx: &Cx<'_>) -> Result<Part<Config>> {
+        let flags = Flags::default()
+            .set("server", "--server or KILN_SERVER", cx.global.server.clone())
+            .path("data", "--data", self.data.as_deref())
+            .set("name", "--name", self.name)
+            .path("ca_file", "--ca-file", self.ca_file.as_deref())
+            .path("enroll_token_file", "--enroll-token-file", self.enroll_token_file.as_deref())
+            .set("allow_local_git", "--allow-local-git", self.allow_local_git.then_some(true))
+            .entries("labels", "--label", self.label);
+        let mut settings = Settings::read(self.config.as_deref(), flags)?;
+        let part = settings.part("", PREFIX, &[("data", settings::path(&data_dir()))]);
+        settings.finish()?;
+        Ok(part)
+    }
+
     async fn run(self, cx: &Cx<'_>) -> Result {
-        let mut config: Config = match &self.config {
-            Some(path) => roles::read_toml(path)?,
-            None => Config { data_dir: data_dir(), ..Config::default() },
-        };
-        if cx.global.server.is_some() || self.config.is_none() {
-            config.server = server(cx);
+        let check_only = self.check_config;
+        let part = self.read(cx)?;
+        if check_only {
+            settings::show(cx, vec![part.shown()])?;
+            return Ok(ExitStatus::Succeeded);
         }
-        config.labels.extend(self.label);
-        config.allow_local_git |= self.allow_local_git;
-        roles::set(&mut config.data_dir, self.data);
-        roles::set(&mut config.name, self.name);
-        config.ca_file = self.ca_file.or(config.ca_file);
-        config.enroll_token_file = self.enroll_token_file.or(config.enroll_token_file);
+        let config = part.config;
         cx.printer.note(format!(
             "agent of {}, data in {}",
             config.server,

@@ -3,7 +3,7 @@
 use kiln_server::store::sql;
 
 use crate::{
-    cmd::{Cx, Result, server::Settings},
+    cmd::{Cx, Result, server::Options},
     exit::ExitStatus,
     failure::Failure,
     roles,
@@ -12,12 +12,12 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    settings: Settings,
+    flags: Options,
 }
 
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
-        let config = self.settings.merge()?;
+        let config = self.flags.read()?.config;
         let failed = |error| roles::failed("the database", &error);
         if !config.is_postgres() {
             let folder = &config.data_dir;

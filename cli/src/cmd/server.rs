@@ -1,6 +1,6 @@
 //! `kiln server`: a server for a real deployment.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 use kiln_server::Config;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -9,78 +9,67 @@ use crate::{
     cmd::{Cx, Result},
     context,
     exit::ExitStatus,
-    failure::Failure,
     roles,
+    settings::{self, Flags, Part, Settings},
 };
+
+/// Of the variables that a server reads.
+pub(crate) const PREFIX: &str = "KILN_";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    settings: Settings,
-    /// Read the configuration, print it as it would be used, and end
+    flags: Options,
+    /// Print the configuration as it would be used, and end: 0 where it can be used, 2 where not
     #[arg(long)]
     check_config: bool,
 }
 
-/// What `server` and `migrate` take of the configuration.
+/// What `server` and `migrate` take of the configuration by flags. The environment says the rest.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Settings {
-    /// TOML file; environment and flags override it
+pub(crate) struct Options {
+    /// TOML file; environment (KILN_…) and flags override it
     #[arg(long, value_name = "FILE", env = "KILN_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
-    /// Address to listen on, as 127.0.0.1:7420
-    #[arg(long, value_name = "ADDRESS", env = "KILN_LISTEN", hide_env_values = true)]
-    listen: Option<SocketAddr>,
-    /// Folder of logs, artifacts and the first administrator's token
-    #[arg(long, value_name = "DIR", env = "KILN_DATA", hide_env_values = true)]
+    /// Address to listen on, as 127.0.0.1:7420 [env: KILN_LISTEN]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Folder of logs, artifacts and the first administrator's token [env: KILN_DATA]
+    #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// sqlite:PATH or postgres://…; keep a password in the environment or the file
-    #[arg(long, value_name = "URL", env = "KILN_DATABASE", hide_env_values = true)]
+    /// sqlite:PATH or postgres://…; keep a password in the file or the environment [env: KILN_DATABASE]
+    #[arg(long, value_name = "URL")]
     database: Option<String>,
-    /// Where logs and artifacts are: file:///PATH or s3://BUCKET/PREFIX [default: the data folder, for one server]
-    #[arg(long, value_name = "URL", env = "KILN_STORAGE_URL", hide_env_values = true)]
+    /// Where logs and artifacts are: file:///PATH or s3://BUCKET/PREFIX; empty: the data folder [env: KILN_STORAGE_URL]
+    #[arg(long, value_name = "URL")]
     storage_url: Option<String>,
 }
 
-impl Settings {
-    pub(crate) fn merge(self) -> Result<Config> {
-        let mut config: Config = match &self.config {
-            Some(path) => roles::read_toml(path)?,
-            None => Config { data_dir: context::data_dir(), ..Config::default() },
-        };
-        roles::set(&mut config.listen, self.listen);
-        roles::set(&mut config.data_dir, self.data);
-        roles::set(&mut config.database, self.database);
-        roles::set(&mut config.storage.url, self.storage_url);
-        roles::set(&mut config.secrets.key, roles::secrets_key());
-        check(&config)?;
-        Ok(config)
+impl Options {
+    pub(crate) fn read(self) -> Result<Part<Config>> {
+        let flags = Flags::default()
+            .set("listen", "--listen", self.listen)
+            .path("data", "--data", self.data.as_deref())
+            .set("database", "--database", self.database)
+            .set("storage.url", "--storage-url", self.storage_url);
+        let mut settings = Settings::read(self.config.as_deref(), flags)?;
+        let part = settings.part("", PREFIX, &[("data", settings::path(&context::data_dir()))]);
+        settings.finish()?;
+        Ok(part)
     }
-}
-
-pub(crate) fn check(config: &Config) -> Result<()> {
-    config.check().map_err(|error| {
-        let mut failure = Failure::usage("the configuration can't be used");
-        failure.fields = error
-            .0
-            .into_iter()
-            .map(|invalid| (invalid.field.to_owned(), invalid.message))
-            .collect();
-        failure
-    })
 }
 
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
-        let config = self.settings.merge()?;
+        let part = self.flags.read()?;
         if self.check_config {
-            show(cx, config)?;
+            settings::show(cx, vec![part.shown()])?;
             return Ok(ExitStatus::Succeeded);
         }
         open_many_files();
         let stop = roles::stop_on_signal(cx.printer)?;
         let failed = |error| roles::failed("the server", &error);
-        let running = kiln_server::serve(config, stop.token()).await.map_err(failed)?;
+        let running = kiln_server::serve(part.config, stop.token()).await.map_err(failed)?;
         cx.printer.note(format!("listening on http://{}", running.addr));
         running.wait().await.map_err(failed)?;
         Ok(ExitStatus::Succeeded)
@@ -94,33 +83,5 @@ fn open_many_files() {
     let most = Rlimit { current: limit.maximum, ..limit };
     if let Err(error) = setrlimit(Resource::Nofile, most) {
         tracing::warn!(%error, limit = limit.current, "the limit of open files stays");
-    }
-}
-
-/// The configuration as a file, without the password of the database.
-fn show(cx: &Cx<'_>, mut config: Config) -> Result<()> {
-    config.database = without_password(&config.database_url());
-    let text = toml::to_string(&config).map_err(|error| Failure::internal(error.to_string()))?;
-    Ok(cx.printer.bytes(text.as_bytes())?)
-}
-
-fn without_password(url: &str) -> String {
-    let parts = url.split_once("://").and_then(|(scheme, rest)| {
-        let (login, host) = rest.rsplit_once('@')?;
-        let (user, _) = login.split_once(':')?;
-        Some(format!("{scheme}://{user}:…@{host}"))
-    });
-    parts.unwrap_or_else(|| url.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_password_is_not_shown() {
-        let shown = without_password("postgres://kiln:se@cret@db:5432/kiln");
-        assert_eq!(shown, "postgres://kiln:…@db:5432/kiln");
-        assert_eq!(without_password("sqlite:/a@b:c"), "sqlite:/a@b:c");
     }
 }

@@ -17,7 +17,9 @@ use crate::{
     context::{self, ADMIN_TOKEN, Context, File},
     exit::ExitStatus,
     failure::Failure,
-    roles, time,
+    roles,
+    settings::{self, Flags, Part, Settings},
+    time,
 };
 
 /// The agent's name. One data folder holds one server and one agent.
@@ -25,36 +27,66 @@ const AGENT: &str = "local";
 /// The context that clients find it by.
 const CONTEXT: &str = "local";
 
+/// What `kiln up` decides about its agent.
+const DECIDED: &[&str] = &["server", "data", "name", "ca_file", "enroll_token_file"];
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Folder that keeps everything [default: /var/lib/kiln as root, else ~/.local/share/kiln]
-    #[arg(long, value_name = "DIR", env = "KILN_DATA", hide_env_values = true)]
+    /// TOML file as that of `kiln server`, with the agent's fields in [agent]; environment and flags override it
+    #[arg(long, value_name = "FILE", env = "KILN_CONFIG", hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// Folder that keeps everything; /var/lib/kiln as root, else ~/.local/share/kiln [env: KILN_DATA]
+    #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Address to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7420")]
-    listen: SocketAddr,
-    /// Label of the agent; repeat for more
+    /// Address to listen on, as 127.0.0.1:7420 [env: KILN_LISTEN]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Label of the agent; repeat for more [env: KILN_AGENT_LABELS, as { key = "value" }]
     #[arg(long, value_name = "KEY=VALUE", value_parser = roles::label)]
     label: Vec<(String, String)>,
+    /// Print the configuration as it would be used, and end: 0 where it can be used, 2 where not
+    #[arg(long)]
+    check_config: bool,
 }
 
 impl Args {
+    fn read(self) -> Result<(Part<kiln_server::Config>, Part<kiln_agent::Config>)> {
+        let flags = Flags::default()
+            .set("listen", "--listen", self.listen)
+            .path("data", "--data", self.data.as_deref())
+            .entries("agent.labels", "--label", self.label);
+        let mut settings = Settings::read(self.config.as_deref(), flags)?;
+        let base = [("allow_local_git", true.into()), ("name", AGENT.into())];
+        let agent = settings.part("agent.", agent::PREFIX, &base);
+        settings.reserve(&agent, DECIDED, "is for `kiln up` to decide; remove it");
+        let data = settings::path(&context::data_dir());
+        let server = settings.part("", server::PREFIX, &[("data", data)]);
+        settings.finish()?;
+        Ok((server, agent))
+    }
+
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
-        let data = std::path::absolute(self.data.unwrap_or_else(context::data_dir))?;
-        let mut config = kiln_server::Config {
-            listen: self.listen,
-            data_dir: data.clone(),
-            ..kiln_server::Config::default()
-        };
-        roles::set(&mut config.secrets.key, roles::secrets_key());
-        server::check(&config)?;
+        let check_only = self.check_config;
+        let (server, agent) = self.read()?;
+        if check_only {
+            settings::show(cx, vec![server.shown(), agent.shown()])?;
+            return Ok(ExitStatus::Succeeded);
+        }
+        let data = std::path::absolute(&server.config.data_dir)?;
+        let config = kiln_server::Config { data_dir: data.clone(), ..server.config };
         let stop = roles::stop_on_signal(cx.printer)?;
         // The agent ends first: its last words still find a server.
         let server_stop = CancellationToken::new();
         let failed = |error| roles::failed("the server", &error);
         let running = kiln_server::serve(config, server_stop.clone()).await.map_err(failed)?;
         let url = format!("http://{}", reachable(running.addr));
-        let mut agent = Box::pin(run_agent(url.clone(), data.clone(), self.label, stop.token()));
+        let config = kiln_agent::Config {
+            server: url.clone(),
+            data_dir: data.join("agent"),
+            ..agent.config
+        };
+        let admin = data.join(ADMIN_TOKEN);
+        let mut agent = Box::pin(run_agent(config, admin, stop.token()));
         cx.printer.note(format!("listening on {url}, data in {}", data.display()));
         remember(cx, &url, &data);
         if url != context::DEFAULT_SERVER {
@@ -92,24 +124,15 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
 }
 
 async fn run_agent(
-    url: String,
-    data: PathBuf,
-    labels: Vec<(String, String)>,
+    config: kiln_agent::Config,
+    admin: PathBuf,
     stop: CancellationToken,
 ) -> Result<()> {
-    let folder = data.join("agent");
-    if matches!(Identity::load(&folder), Err(kiln_agent::identity::Error::NotEnrolled(_))) {
-        let token = enroll_token(&url, &data.join(ADMIN_TOKEN)).await?;
-        agent::enroll(&url, None, &token, AGENT, &folder).await?;
+    let kiln_agent::Config { server, data_dir, .. } = &config;
+    if matches!(Identity::load(data_dir), Err(kiln_agent::identity::Error::NotEnrolled(_))) {
+        let token = enroll_token(server, &admin).await?;
+        agent::enroll(server, None, &token, AGENT, data_dir).await?;
     }
-    let config = kiln_agent::Config {
-        server: url,
-        data_dir: folder,
-        name: AGENT.to_owned(),
-        labels: labels.into_iter().collect(),
-        allow_local_git: true,
-        ..kiln_agent::Config::default()
-    };
     kiln_agent::run(config, stop).await.map_err(|error| agent::failed(&error))
 }
 

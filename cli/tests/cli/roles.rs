@@ -339,9 +339,14 @@ fn what_a_role_refuses_is_said_with_its_cause() {
     assert!(code == 2 && err.contains("the token was used before"), "{code} {err}");
     assert!(farm.refused(&["agent", "--data", "c"]).contains("kiln token create NAME --role"));
 
-    assert!(farm.refused(&["server", "--database", "mysql://h/k"]).contains("  database: must be"));
+    assert!(
+        farm.refused(&["server", "--database", "mysql://h/k"])
+            .contains("  database (--database): must be")
+    );
     std::fs::write(farm.folder.path().join("s.toml"), "grace_ms = 5\n").unwrap();
-    assert!(farm.refused(&["server", "--config", "s.toml"]).contains("  grace_ms: must be"));
+    assert!(
+        farm.refused(&["server", "--config", "s.toml"]).contains("  grace_ms (s.toml:1): must be")
+    );
     let (code, _, err) = farm.told(&["server", "--listen", "127.0.0.1:0"]);
     assert!(code == 4 && err.contains("is used by another server"), "{code} {err}");
 }
@@ -354,4 +359,48 @@ fn migrate_makes_the_database_and_finds_it_made() {
         assert_eq!((code, err.as_str()), (0, "the database is up to date\n"));
     }
     assert!(farm.folder.path().join("fresh/kiln.db").is_file());
+}
+
+#[test]
+fn a_configuration_is_checked_and_shown_without_its_secrets() {
+    let farm = Farm::new();
+    let write = |name: &str, text: &str| {
+        std::fs::write(farm.folder.path().join(name), text).unwrap();
+    };
+    write("s.toml", "[limits]\nstreams = 7\n[agent.labels]\nrack = \"3\"\n");
+    let check = |args: &[&str]| {
+        let mut command = farm.kiln(args);
+        command.env("KILN_DATABASE", "postgres://kiln:hush@db/k?password=hush");
+        command.env("KILN_SECRETS_KEY", "hush").env("KILN_AGENT_SOURCE_BYTES", "4096");
+        let output = command.arg("--check-config").output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8(text).unwrap();
+        assert!(!text.contains("hush"), "{text}");
+        (output.status.code().unwrap(), text)
+    };
+    let (code, text) = check(&["up", "--config", "s.toml", "--listen", "127.0.0.1:9"]);
+    assert_eq!(code, 0, "{text}");
+    for line in [
+        "listen = \"127.0.0.1:9\" # --listen",
+        "database = \"postgres://kiln:…@db/k?password=…\" # KILN_DATABASE",
+        "[limits]",
+        "streams = 7 # s.toml:2",
+        "key = \"…\" # KILN_SECRETS_KEY",
+        "[agent]",
+        "source_bytes = 4096 # KILN_AGENT_SOURCE_BYTES",
+        "rack = \"3\" # s.toml:4",
+    ] {
+        assert!(text.lines().any(|found| found == line), "no {line:?} in {text}");
+    }
+    let (code, text) = check(&["server", "--config", "s.toml", "--listen", "here"]);
+    assert!(code == 2 && text.contains("  agent.labels.rack (s.toml:4): is not known"), "{text}");
+    assert!(text.contains("  listen (--listen): "), "{text}");
+    let (code, text) = check(&["agent", "--label", "disk=ssd"]);
+    assert!(code == 0 && text.contains("disk = \"ssd\" # --label"), "{text}");
+    write("a.toml", "data = \"\"\nserver = \"nowhere\"\n");
+    let (code, text) = check(&["agent", "--config", "a.toml"]);
+    assert!(code == 2 && text.contains("  data (a.toml:1): must name a folder"), "{text}");
+    assert!(!text.contains("a.toml:2"), "KILN_SERVER stands above it: {text}");
+    let fresh = farm.folder.path().join("data/agent");
+    assert!(!fresh.exists(), "nothing is started");
 }

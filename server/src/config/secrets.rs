@@ -5,17 +5,18 @@ use std::{fmt, path::PathBuf};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+/// Stands for keys that are there.
+const HIDDEN: &str = "…";
+
 /// How secrets are encrypted. Without either, a server with SQLite makes a key in its data folder, and one with Postgres
 /// takes no secrets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Secrets {
     /// File of keys, each 32 bytes in base64 on a line of its own. The first encrypts, all decrypt.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
     /// The keys themselves, apart by white space; they take the place of the file. Meant for the environment
     /// (`KILN_SECRETS_KEY`), and never written.
-    #[serde(skip_serializing)]
     pub key: KeyText,
 }
 
@@ -36,7 +37,13 @@ impl KeyText {
 
 impl fmt::Debug for KeyText {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.get().is_some() { "…" } else { "none" })
+        f.write_str(if self.get().is_some() { HIDDEN } else { "none" })
+    }
+}
+
+impl Serialize for KeyText {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.get().is_some() { HIDDEN } else { "" })
     }
 }
 

@@ -7,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::Invalid;
 
 const URL: &str = "storage.url";
-const FORMS: &str = "must be empty (logs and artifacts are under data_dir, for one server), or file:///PATH or \
+const FORMS: &str = "must be empty (logs and artifacts are in the data folder, for one server), or file:///PATH or \
      s3://BUCKET/PREFIX (for any number of servers of one database)";
 
 /// Where logs and artifacts are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 pub struct Storage {
-    /// `file:///PATH` or `s3://BUCKET/PREFIX`, usable by several servers at once. Empty: under `data_dir`, for one
+    /// `file:///PATH` or `s3://BUCKET/PREFIX`, usable by several servers at once. Empty: in the data folder, for one
     /// server. What reaches a bucket (endpoint, region, credentials) is read from `AWS_…` variables.
     pub url: String,
 }

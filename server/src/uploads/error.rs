@@ -30,7 +30,7 @@ pub enum Error {
     Corrupt { what: String },
     /// The folder or bucket belongs to another database.
     #[error(
-        "the {name} store has identity {found:?} but the database knows {recorded:?}; point `storage.url`, or `data_dir` where it is empty, at the store that belongs to this database; several servers of one database need a `storage.url`"
+        "the {name} store has identity {found:?} but the database knows {recorded:?}; point `storage.url`, or `data` where it is empty, at the store that belongs to this database; several servers of one database need a `storage.url`"
     )]
     Foreign { name: &'static str, found: String, recorded: String },
     #[error("failed to {action} {path}")]

@@ -94,7 +94,7 @@ impl Farm {
         // One token of this machine asks for all that a whole farm would.
         let limits = toml::to_string(&Limits::unlimited())?;
         let text = format!(
-            "listen = \"127.0.0.1:{port}\"\nauth = false\ndata_dir = \"{}\"\n\
+            "listen = \"127.0.0.1:{port}\"\nauth = false\ndata = \"{}\"\n\
              database = {database:?}\n[limits]\n{limits}",
             data.display()
         );
