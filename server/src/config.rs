@@ -7,6 +7,7 @@
 
 mod invalid;
 mod limits;
+mod metrics;
 mod retention;
 mod secrets;
 mod storage;
@@ -23,6 +24,7 @@ use crate::app;
 
 pub use invalid::{Error, Invalid};
 pub use limits::Limits;
+pub use metrics::Metrics;
 pub use retention::Retention;
 pub use secrets::{KeyText, Secrets};
 pub use storage::{Location, Storage};
@@ -58,6 +60,7 @@ pub struct Config {
     /// Milliseconds that a shutdown may take at most.
     pub shutdown_ms: u64,
     pub limits: Limits,
+    pub metrics: Metrics,
     pub retention: Retention,
     pub storage: Storage,
     /// Keys that encrypt secrets.
@@ -80,6 +83,7 @@ impl Default for Config {
             sweep_ms: 5_000,
             shutdown_ms: 10_000,
             limits: Limits::default(),
+            metrics: Metrics::default(),
             retention: Retention::default(),
             storage: Storage::default(),
             secrets: Secrets::default(),

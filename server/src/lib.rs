@@ -9,6 +9,7 @@ pub mod data;
 pub mod files;
 pub mod grpc;
 pub mod logs;
+pub mod metrics;
 pub mod secrets;
 pub mod serve;
 pub mod session;

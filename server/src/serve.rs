@@ -29,6 +29,7 @@ use crate::{
         Admin, Agents, ArtifactApi, Builds, LogApi, Projects, Secrets,
         auth::{AuthLayer, Limiter},
     },
+    metrics::Metrics,
     session, storage,
     store::{self, SharedStore, sql},
     wake::{Local, Wake, postgres},
@@ -93,6 +94,7 @@ pub struct Base {
     pub clock: SharedClock,
     /// Logs and blobs; without them their services are not offered.
     pub stored: Option<Stored>,
+    pub metrics: Metrics,
 }
 
 impl Base {
@@ -103,6 +105,7 @@ impl Base {
             wake: Arc::new(Local::default()),
             clock: Arc::new(SystemClock::default()),
             stored: None,
+            metrics: Metrics::default(),
         }
     }
 }
@@ -133,12 +136,17 @@ pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<Runnin
     config.check()?;
     crypto::install();
     let folder = Folder::open(&config.data_dir)?;
-    let options = sql::Options { connections: config.connections, durable: config.durable };
+    let metrics = Metrics::default();
+    let options = sql::Options {
+        connections: config.connections,
+        durable: config.durable,
+        metrics: metrics.clone(),
+    };
     let sql = sql::connect(&config.database_url(), &options).await?;
     sql.migrate().await?;
     let life = Life::new(&config, &shutdown);
     let base = match base(&config, sql.clone(), &life).await {
-        Ok(base) => base,
+        Ok(base) => Base { metrics, ..base },
         Err(error) => {
             life.end(async { Ok(()) }).await?;
             return Err(error);
@@ -191,15 +199,16 @@ async fn assemble(
     let listen = |source| Error::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
-    let Base { store, wake, clock, stored } = base;
-    let app = App::new(store, wake, clock, config.timing());
+    let Base { store, wake, clock, stored, metrics } = base;
+    let app = App::new(store, wake, clock, config.timing(), metrics);
     app.start(&life.tasks, &life.halt);
     if let Err(error) = prepare(&config, &app, &folder).await {
         life.end(async { Ok(()) }).await?;
         return Err(error);
     }
     let limiter = Limiter::new(config.limits.clone(), Arc::clone(app.clock()));
-    let auth = AuthLayer::new(app.clone(), config.auth, limiter.clone());
+    let auth = AuthLayer::new(app.clone(), config.auth, limiter.clone())
+        .with_open_metrics(config.metrics.open);
     let files: Arc<dyn Files> = match stored.clone() {
         Some(stored) => Arc::new(stored),
         None => Arc::new(NoFiles),
@@ -210,7 +219,13 @@ async fn assemble(
         life.tasks.spawn(bytes::tend(stored, keep, life.halt.clone()));
     }
     let routes = routes(&app, files, stored, config.limits.frames_per_second, &life).await?;
-    let server = server(auth, Gate::new(&config.limits), routes, listener, life.stop.clone());
+    let server = server(
+        auth,
+        Gate::new(&config.limits, app.metrics().clone()),
+        routes,
+        listener,
+        life.stop.clone(),
+    );
     let server =
         async move { server.await.map_err(|source| Error::Transport { address: addr, source }) };
     // Not one of the tasks that it waits for.
@@ -346,18 +361,19 @@ async fn routes(
         .add_service(SecretServiceServer::new(Secrets::new(app.clone())))
         .add_service(AdminServiceServer::new(Admin::new(app.clone())));
     Ok(match stored {
-        Some(stored) => file_routes(routes, stored, life),
+        Some(stored) => file_routes(routes, stored, app.metrics(), life),
         None => routes,
     })
 }
 
-fn file_routes(routes: Routes, stored: Stored, life: &Life) -> Routes {
+fn file_routes(routes: Routes, stored: Stored, metrics: &Metrics, life: &Life) -> Routes {
     use v1::{
         artifact_service_server::ArtifactServiceServer, log_service_server::LogServiceServer,
     };
     let Stored { logs, artifacts } = stored;
-    let logs = LogApi::new(logs, life.tasks.clone(), life.stop.clone());
-    let artifacts = ArtifactApi::new(artifacts, life.tasks.clone(), life.stop.clone());
+    let logs = LogApi::new(logs, metrics.clone(), life.tasks.clone(), life.stop.clone());
+    let artifacts =
+        ArtifactApi::new(artifacts, metrics.clone(), life.tasks.clone(), life.stop.clone());
     routes
         .add_service(LogServiceServer::new(logs).max_decoding_message_size(MAX_MESSAGE))
         .add_service(ArtifactServiceServer::new(artifacts).max_decoding_message_size(MAX_MESSAGE))

@@ -23,7 +23,7 @@ impl Args {
             let folder = &config.data_dir;
             std::fs::create_dir_all(folder).map_err(|e| Failure::file("make", folder, &e))?;
         }
-        let options = sql::Options { connections: 1, durable: true };
+        let options = sql::Options { connections: 1, ..sql::Options::default() };
         let database = sql::connect(&config.database_url(), &options).await.map_err(failed)?;
         let migrated = database.migrate().await.map_err(failed);
         database.close().await;

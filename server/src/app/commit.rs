@@ -197,6 +197,7 @@ fn take_group(waiting: &mut VecDeque<Ticket>) -> Vec<Ticket> {
 
 /// Commits and answers a group; returns those that lost too often.
 async fn commit(app: &App, group: Vec<Ticket>) -> Vec<Ticket> {
+    app.0.metrics.committed(group.len());
     let commands: Vec<&Command> = group.iter().map(|ticket| &ticket.command).collect();
     match attempt(app, &commands, false).await {
         Ok(answers) => {

@@ -47,6 +47,7 @@ impl App {
                 return Err(Error::not_found("lease", lease));
             }
         };
+        self.0.metrics.secrets_delivered(secrets.len());
         Ok(Given { assignment, secrets })
     }
 
@@ -96,6 +97,7 @@ impl App {
                 }
             }
         }
+        self.0.metrics.secrets_delivered(granted.values().map(Vec::len).sum());
         Ok(granted)
     }
 

@@ -9,6 +9,7 @@ mod audit;
 mod beats;
 mod builds;
 pub mod caller;
+mod census;
 mod claim;
 mod commit;
 mod control;
@@ -42,6 +43,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::SharedClock,
+    metrics::Metrics,
     secrets::Keys,
     store::{SharedStore, jobs::Effects},
     wake::{Subscription, Topic, Wake},
@@ -94,6 +96,8 @@ struct Inner {
     wake: Arc<dyn Wake>,
     clock: SharedClock,
     timing: Timing,
+    metrics: Metrics,
+    census: census::Recent,
     names: names::Names,
     committer: commit::Committer,
     beats: beats::Beats,
@@ -110,12 +114,15 @@ impl App {
         wake: Arc<dyn Wake>,
         clock: SharedClock,
         timing: Timing,
+        metrics: Metrics,
     ) -> Self {
         let inner = Inner {
             store,
             wake,
             clock,
             timing,
+            metrics,
+            census: census::Recent::default(),
             names: names::Names::default(),
             committer: commit::Committer::default(),
             beats: beats::Beats::default(),
@@ -152,12 +159,17 @@ impl App {
         &self.0.clock
     }
 
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
     pub fn subscribe(&self, topics: &[Topic]) -> Subscription {
         self.0.wake.subscribe(topics)
     }
 
     /// What follows a commit. All of it can be lost.
     fn publish(&self, effects: Effects) {
+        self.0.metrics.moved(&effects.moved);
         let mut topics: Vec<Topic> = effects.builds.iter().copied().map(Topic::Build).collect();
         topics.extend(effects.agents.iter().copied().map(Topic::Agent));
         if !effects.openings.is_empty() || !effects.freed.is_empty() {

@@ -122,6 +122,14 @@ impl App {
     /// One round of the reaper: dead sessions, overdue jobs, ended pauses, differences between counts and jobs.
     /// It keeps what it observed from round to round itself.
     pub async fn sweep(&self) -> Result<()> {
+        let began = self.0.clock.elapsed();
+        let swept = self.try_sweep().await;
+        let took = self.0.clock.elapsed().saturating_sub(began);
+        self.0.metrics.swept(swept.is_ok(), took);
+        swept
+    }
+
+    async fn try_sweep(&self) -> Result<()> {
         self.sweep_sessions().await?;
         self.sweep_overdue().await?;
         self.sweep_pauses().await?;
@@ -154,6 +162,7 @@ impl App {
             let lost = self.write(&Bury { dead: &dead }).await?;
             if let Some(lost) = lost {
                 self.0.dispatch.close(dead.session.id);
+                self.0.metrics.session_lost();
                 tracing::warn!(%agent, session = %dead.session.id, leases = lost, "an agent fell silent");
             }
         }
@@ -187,6 +196,7 @@ impl App {
 
     async fn audit(&self) -> Result<()> {
         for build in self.0.store.inconsistent(REPAIRS).await? {
+            self.0.metrics.build_repaired();
             for difference in self.write(&Repair(build)).await? {
                 tracing::error!(%build, %difference, "a build's rows differed and were repaired");
             }

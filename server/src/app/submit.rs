@@ -63,6 +63,16 @@ impl App {
 
     /// Stores a build; `created` is false where the key named one with the same content.
     pub async fn submit(&self, submit: Submit) -> Result<(BuildView, bool)> {
+        let submitted = self.try_submit(submit).await;
+        self.0.metrics.submitted(match &submitted {
+            Ok((_, true)) => "created",
+            Ok((_, false)) => "known",
+            Err(_) => "refused",
+        });
+        submitted
+    }
+
+    async fn try_submit(&self, submit: Submit) -> Result<(BuildView, bool)> {
         let (new, project) = self.prepare(submit).await?;
         let key = new.build.key.clone().unwrap_or_default();
         let command = Command::Submit(Box::new(new));

@@ -14,6 +14,7 @@ use super::{auth, log::failed, refuse, status};
 use crate::{
     app::{Principal, Role},
     artifacts::{Artifacts, BlobRow, Upload, Uploader},
+    metrics::Metrics,
     uploads::Error,
 };
 use v1::put_artifact_request::Frame;
@@ -28,14 +29,20 @@ const MAX_DATA: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct ArtifactApi {
     artifacts: Artifacts,
+    metrics: Metrics,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl ArtifactApi {
     /// Uploads run as `tasks`; all streams end with `stop`.
-    pub fn new(artifacts: Artifacts, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { artifacts, tasks, stop }
+    pub fn new(
+        artifacts: Artifacts,
+        metrics: Metrics,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { artifacts, metrics, tasks, stop }
     }
 
     /// The blob that is asked for, where the caller may see it.
@@ -104,9 +111,9 @@ impl v1::artifact_service_server::ArtifactService for ArtifactApi {
         let caller = auth::principal(&request)?;
         let frames = request.into_inner();
         let (answers, answered) = mpsc::channel(4);
-        let (artifacts, stop) = (self.artifacts.clone(), self.stop.clone());
+        let upload = self.clone();
         self.tasks.spawn(async move {
-            if let Err(status) = put(&artifacts, &caller, frames, &answers, &stop).await {
+            if let Err(status) = put(&upload, &caller, frames, &answers).await {
                 // Who has gone needs no answer.
                 let _ = answers.send(Err(status)).await;
             }
@@ -132,14 +139,16 @@ impl v1::artifact_service_server::ArtifactService for ArtifactApi {
             size: wide(blob.size),
             sha256: blob.digest.to_string(),
         };
-        let state = (self.artifacts.clone(), blob, offset, self.stop.clone());
-        let rest = stream::try_unfold(state, async |(artifacts, blob, offset, stop)| {
+        let state = (self.clone(), blob, offset);
+        let rest = stream::try_unfold(state, async |(api, blob, offset)| {
+            let Self { artifacts, metrics, stop, .. } = &api;
             if stop.is_cancelled() {
                 return Err(status::going_away());
             }
             let bytes = artifacts.read(&blob, offset, FETCH).await.map_err(failed)?;
+            metrics.downloaded(bytes.len());
             let next = offset + bytes.len() as u64;
-            Ok((!bytes.is_empty()).then_some((bytes, (artifacts, blob, next, stop))))
+            Ok((!bytes.is_empty()).then_some((bytes, (api, blob, next))))
         });
         let rest = rest.flat_map(|bytes| stream::iter(pieces(bytes)));
         Ok(Response::new(stream::iter([Ok(first)]).chain(rest).boxed()))
@@ -182,11 +191,10 @@ fn pieces(bytes: Result<Bytes, Status>) -> Vec<Result<v1::GetArtifactResponse, S
 }
 
 async fn put(
-    artifacts: &Artifacts,
+    ArtifactApi { artifacts, metrics, stop, .. }: &ArtifactApi,
     caller: &Principal,
     mut frames: Streaming<v1::PutArtifactRequest>,
     answers: &mpsc::Sender<Result<v1::PutArtifactResponse, Status>>,
-    stop: &CancellationToken,
 ) -> Result<(), Status> {
     let Some(first) = frames.message().await? else { return Ok(()) };
     let Some(Frame::Open(open)) = first.frame else {
@@ -213,7 +221,9 @@ async fn put(
         if data.len() > MAX_DATA {
             return Err(wrong("data", "has more than 1 MiB; send smaller pieces"));
         }
+        let bytes = data.len();
         upload.append(data).await.map_err(failed)?;
+        metrics.uploaded(bytes, upload.is_stored());
         if upload.is_stored() {
             let _ = answers.send(Ok(answer(&upload))).await;
         }

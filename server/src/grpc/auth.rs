@@ -18,9 +18,12 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use kiln_core::id::TokenId;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     body::Body,
-    codegen::http::{self, StatusCode, header::AUTHORIZATION},
+    codegen::http::{
+        self, HeaderValue, StatusCode,
+        header::{AUTHORIZATION, WWW_AUTHENTICATE},
+    },
 };
 use tower::{Layer, Service};
 
@@ -31,7 +34,7 @@ pub use limits::{Limiter, neighbourhood};
 pub use line::Line;
 pub use own::{Owned, bound, within};
 use streams::{Permit, STREAMS};
-use table::{Who, admit, is_open, rule};
+use table::{METRICS, Who, admit, is_open, is_page, rule};
 
 const PREFIX: &str = "/kiln.v1.";
 
@@ -63,6 +66,7 @@ pub fn principal<T>(request: &Request<T>) -> Result<Principal, Status> {
 pub struct AuthLayer {
     app: App,
     required: bool,
+    open_metrics: bool,
     limiter: Limiter,
 }
 
@@ -77,7 +81,17 @@ struct Admitted {
 impl AuthLayer {
     /// Where it is not `required`, a caller without a credential is an administrator; agents need theirs anyway.
     pub fn new(app: App, required: bool, limiter: Limiter) -> Self {
-        Self { app, required, limiter }
+        Self { app, required, open_metrics: false, limiter }
+    }
+
+    /// Anyone may read the metrics.
+    #[must_use]
+    pub fn with_open_metrics(self, open_metrics: bool) -> Self {
+        Self { open_metrics, ..self }
+    }
+
+    fn is_open(&self, path: &str) -> bool {
+        is_open(path) || (self.open_metrics && path == METRICS)
     }
 
     async fn check(
@@ -129,6 +143,27 @@ fn bearer(headers: &http::HeaderMap) -> Option<String> {
     scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim().to_owned())
 }
 
+fn plain(status: StatusCode) -> http::Response<Body> {
+    let mut response = http::Response::new(Body::default());
+    *response.status_mut() = status;
+    response
+}
+
+/// A refusal in the words of HTTP.
+fn page(status: &Status) -> http::Response<Body> {
+    let mut response = plain(match status.code() {
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    });
+    if status.code() == Code::Unauthenticated {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    *response.body_mut() = Body::new(format!("{}\n", status.message()));
+    response
+}
+
 impl<S> Layer<S> for AuthLayer {
     type Service = Auth<S>;
 
@@ -169,17 +204,16 @@ where
         }
         let peer = line.map(|line| line.peer);
         let path = request.uri().path();
-        let Some(method) = path.strip_prefix(PREFIX).map(str::to_owned) else {
-            if is_open(path) {
-                return inner.call(request).boxed();
-            }
-            let mut none = http::Response::new(Body::default());
-            *none.status_mut() = StatusCode::NOT_FOUND;
-            return ready(Ok(none)).boxed();
+        let method = match path.strip_prefix(PREFIX) {
+            Some(method) => method.to_owned(),
+            None if self.layer.is_open(path) => return inner.call(request).boxed(),
+            None if is_page(path) => path.to_owned(),
+            None => return ready(Ok(plain(StatusCode::NOT_FOUND))).boxed(),
         };
         let layer = self.layer.clone();
         async move {
-            let response = match layer.check(&method, bearer(request.headers()), peer).await {
+            let (response, code) = match layer.check(&method, bearer(request.headers()), peer).await
+            {
                 Ok(Admitted { principal, permit }) => {
                     let extensions = request.extensions_mut();
                     if let Some(peer) = peer {
@@ -189,17 +223,25 @@ where
                         extensions.insert(Caller { principal, peer });
                     }
                     let response = inner.call(request).await?;
-                    match permit {
+                    let code = response.headers().get("grpc-status");
+                    let code = code.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+                    let response = match permit {
                         Some(permit) => response.map(|body| permit.hold(body)),
                         None => response,
-                    }
+                    };
+                    (response, code)
                 }
-                Err(status) => status.into_http(),
+                Err(status) if is_page(&method) => (page(&status), status.code()),
+                Err(status) => {
+                    let code = status.code();
+                    (status.into_http(), code)
+                }
             };
             // Said by the layer or, where the credential is in the message, by the service.
-            if response.headers().get("grpc-status").is_some_and(|code| code == "16") {
+            if code == Code::Unauthenticated {
                 layer.limiter.failed(peer);
             }
+            layer.app.metrics().refused(code);
             Ok(response)
         }
         .boxed()

@@ -4,7 +4,7 @@ mod push;
 #[cfg(test)]
 mod tests;
 
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
 use kiln_core::id::{JobId, LeaseId};
 use kiln_proto::{convert, v1};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -14,20 +14,22 @@ use super::{auth, refuse, status};
 use crate::{
     app::{self, Principal},
     logs::{Error, Follower, Info, Logs, MAIN, MAX_READ, Piece, Stage},
+    metrics::Metrics,
 };
 
 /// See [`v1::log_service_server::LogService`].
 #[derive(Debug, Clone)]
 pub struct LogApi {
     logs: Logs,
+    metrics: Metrics,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
 
 impl LogApi {
     /// Uploads run as `tasks`; all streams end with `stop`.
-    pub fn new(logs: Logs, tasks: TaskTracker, stop: CancellationToken) -> Self {
-        Self { logs, tasks, stop }
+    pub fn new(logs: Logs, metrics: Metrics, tasks: TaskTracker, stop: CancellationToken) -> Self {
+        Self { logs, metrics, tasks, stop }
     }
 
     /// The job, where the caller may see it.
@@ -101,6 +103,7 @@ impl v1::log_service_server::LogService for LogApi {
         let stream = stream_name(&request.stream);
         let known = self.logs.info(&lease, stream).await.map_err(failed)?;
         let data = self.logs.read(&known, offset, limit).await.map_err(failed)?;
+        self.metrics.log_served(data.len());
         let log = Some(info(known));
         Ok(Response::new(v1::ReadLogResponse { data, offset: request.offset, log }))
     }
@@ -119,6 +122,7 @@ impl v1::log_service_server::LogService for LogApi {
         let stream = stream_name(&request.stream);
         let follower =
             Follower::new(&self.logs, job, lease, stream, offset).await.map_err(failed)?;
+        let metrics = self.metrics.clone();
         let pieces = stream::try_unfold((follower, self.stop.clone()), async |(mut at, stop)| {
             let next = tokio::select! {
                 () = stop.cancelled() => return Err(status::going_away()),
@@ -126,6 +130,7 @@ impl v1::log_service_server::LogService for LogApi {
             };
             Ok(next.map(|next| (piece(next), (at, stop))))
         });
+        let pieces = pieces.inspect_ok(move |piece| metrics.log_served(piece.data.len()));
         Ok(Response::new(pieces.boxed()))
     }
 
@@ -140,6 +145,6 @@ impl v1::log_service_server::LogService for LogApi {
             return Err(status::denied("only agents push logs", hint));
         };
         let frames = request.into_inner();
-        Ok(Response::new(push::start(self.logs.clone(), id, frames, &self.tasks, &self.stop)))
+        Ok(Response::new(push::start(self, id, frames)))
     }
 }

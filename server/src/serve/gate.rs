@@ -22,6 +22,7 @@ use tonic::transport::server::Connected;
 use crate::{
     config::Limits,
     grpc::auth::{Line, neighbourhood},
+    metrics::Metrics,
 };
 
 #[derive(Debug, Default)]
@@ -37,11 +38,13 @@ pub(super) struct Gate {
     most_of_peer: u32,
     first_call: Duration,
     counts: Arc<Mutex<Counts>>,
+    metrics: Metrics,
 }
 
 impl Gate {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits, metrics: Metrics) -> Self {
         Self {
+            metrics,
             most: limits.connections,
             most_of_peer: limits.connections_per_peer,
             first_call: Duration::from_millis(limits.first_call_ms),
@@ -65,6 +68,7 @@ impl Gate {
     fn connection(&self, io: TcpStream) -> Option<Connection> {
         let peer = io.peer_addr().ok()?.ip();
         let Some(pass) = self.pass(neighbourhood(peer)) else {
+            self.metrics.turned_away();
             tracing::debug!(%peer, "a connection is turned away: there are too many");
             return None;
         };

@@ -72,6 +72,13 @@ pub struct Opening {
     pub not_before: Millis,
 }
 
+/// A lease as it is now, and when it or its job came to where it was before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    pub lease: LeaseRow,
+    pub since: Millis,
+}
+
 /// What follows from a commit. Each can be lost: the rows are the truth.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Effects {
@@ -84,6 +91,8 @@ pub struct Effects {
     /// Affinities and the agents that have their caches warm now.
     pub warm: Vec<(String, AgentId)>,
     pub openings: Vec<Opening>,
+    /// Leases that began, started or ended.
+    pub moved: Vec<Moved>,
 }
 
 impl Effects {
@@ -93,6 +102,7 @@ impl Effects {
         self.freed.extend(other.freed);
         self.warm.extend(other.warm);
         self.openings.extend(other.openings);
+        self.moved.extend(other.moved);
     }
 }
 

@@ -142,6 +142,8 @@ pub trait Store: Debug + Send + Sync {
     ) -> Result<Vec<LeaseId>>;
 
     async fn queue(&self) -> Result<Vec<QueueRow>>;
+    /// Counts of what waits and of what is open. A queued job waits for `Slot`, `Backoff` or `Group` here.
+    async fn census(&self, now: Millis) -> Result<Census>;
     /// Queued jobs, the oldest first.
     async fn oldest_queued(&self, limit: u32) -> Result<Vec<JobRow>>;
     /// Jobs of a class that are claimable and would be taken before this one.

@@ -273,3 +273,52 @@ pub struct QueueRow {
     pub running: u32,
     pub oldest: Option<Millis>,
 }
+
+/// What a queued job waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// An agent that can run it and has room.
+    Slot,
+    /// The end of its backoff.
+    Backoff,
+    /// Its concurrency group.
+    Group,
+    /// Its project, which is paused or at its limit.
+    Project,
+}
+
+impl Wait {
+    pub const ALL: [Self; 4] = [Self::Slot, Self::Backoff, Self::Group, Self::Project];
+
+    /// The word for it in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Slot => "slot",
+            Self::Backoff => "backoff",
+            Self::Group => "group",
+            Self::Project => "project",
+        }
+    }
+}
+
+/// Queued jobs of a project that wait for the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Depth {
+    pub project: ProjectId,
+    pub wait: Wait,
+    pub jobs: u64,
+    /// Since when the oldest of them is queued.
+    pub oldest: Millis,
+}
+
+/// How much there is of everything that comes and goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Census {
+    /// By project and what is waited for.
+    pub queue: Vec<Depth>,
+    /// Open leases that have not started, and those that have.
+    pub leased: u64,
+    pub running: u64,
+    /// Open sessions.
+    pub sessions: u64,
+}

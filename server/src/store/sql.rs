@@ -10,6 +10,7 @@ mod audit;
 mod blobs;
 mod bound;
 mod build;
+mod census;
 mod class;
 mod connect;
 mod error;

@@ -4,26 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use kiln_proto::v1;
 use kiln_server::{Base, Config, serve, serve_with, store::memory::Memory};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::world::{World, shell};
 
-async fn get(world: &World, path: &str) -> String {
-    let mut stream = tokio::net::TcpStream::connect(world.address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer
-}
-
 #[tokio::test]
 async fn probes_answer_over_plain_http() {
     let world = World::start().await;
-    assert!(get(&world, "/healthz").await.starts_with("HTTP/1.1 200"));
-    assert!(get(&world, "/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(world.get("/healthz", "").await.starts_with("HTTP/1.1 200"));
+    assert!(world.get("/readyz", "").await.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod builds;
 mod life;
 mod limits;
 mod matrix;
+mod metrics;
 mod older;
 mod secrets;
 mod watch;

@@ -10,7 +10,10 @@ use kiln_proto::v1::{
 use kiln_server::{Base, Config, Running, serve_with, store::memory::Memory};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -75,6 +78,21 @@ impl World {
         let channel = endpoint.connect().await.unwrap();
         let admin = admin.trim().to_owned();
         Self { running: Some(running), shutdown, address, admin, channel, _home: home }
+    }
+
+    /// The answer to a plain HTTP request, its head included.
+    pub(crate) async fn get(&self, path: &str, secret: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        let bearer = match secret {
+            "" => String::new(),
+            secret => format!("authorization: Bearer {secret}\r\n"),
+        };
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{bearer}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
     }
 
     pub(crate) fn client(&self, secret: &str) -> Client {

@@ -5,8 +5,11 @@ use kiln_core::{
     id::{AgentId, ClassId, LeaseId},
     job::State,
     schedule::Class,
+    session::LeasePhase,
 };
-use kiln_server::store::{BuildRow, JobRow, ProjectRow, QueueRow, SharedStore};
+use kiln_server::store::{
+    BuildRow, Census, Depth, JobRow, LeaseRow, ProjectRow, QueueRow, SharedStore, Wait,
+};
 
 use crate::fixture::{Made, build, class, job, lease, new_job, project, seed, uuid};
 
@@ -203,6 +206,38 @@ pub(crate) async fn the_queue_is_counted(Made { store, .. }: Made) {
         oldest: Some(oldest),
     };
     assert_eq!(store.queue().await.unwrap(), [count(1, 2, 0, 49), count(2, 1, 1, 50)]);
+}
+
+pub(crate) async fn what_waits_and_what_is_open_is_counted(Made { store, .. }: Made) {
+    let builds = fill(&store, &[(project(1), 4), (project(2), 1)], |place, index, row| {
+        row.job.queued_at = 50 - Millis::from(index);
+        row.job.state = match (place, index) {
+            (0, 1) => State::Blocked,
+            (0, 2) => State::Queued { not_before: 100 },
+            _ => State::Queued { not_before: 0 },
+        };
+        row.claimable = place == 1 || [0, 2].contains(&index);
+    })
+    .await;
+    let row = store.jobs_of(builds[1].id).await.unwrap().remove(0);
+    let agent = AgentId::from_uuid(uuid(31));
+    let running = LeaseRow { phase: LeasePhase::Running, ..lease(41, &row, agent) };
+    let ended = LeaseRow { phase: LeasePhase::Finished, ..lease(42, &row, agent) };
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_leases(&[lease(40, &row, agent), running, ended]).await.unwrap();
+    tx.commit().await.unwrap();
+    let depth = |n, wait, oldest| Depth { project: project(n).id, wait, jobs: 1, oldest };
+    let slots = [depth(1, Wait::Slot, 50), depth(2, Wait::Slot, 50)];
+    let queue = vec![
+        slots[0].clone(),
+        depth(1, Wait::Backoff, 48),
+        depth(1, Wait::Group, 47),
+        slots[1].clone(),
+    ];
+    let census = Census { queue, leased: 1, running: 1, sessions: 0 };
+    assert_eq!(store.census(99).await.unwrap(), census);
+    let later = store.census(100).await.unwrap();
+    assert_eq!(later.queue[0], Depth { jobs: 2, ..depth(1, Wait::Slot, 48) });
 }
 
 pub(crate) async fn overdue_jobs_and_the_next_end_of_a_backoff_are_found(Made { store, .. }: Made) {

@@ -102,6 +102,7 @@ on_all_stores! {
         the_least_used_projects_come_first,
         an_affinity_names_the_agent_that_is_warm,
         the_queue_is_counted,
+        what_waits_and_what_is_open_is_counted,
         overdue_jobs_and_the_next_end_of_a_backoff_are_found,
     }
     secrets::{

@@ -15,6 +15,7 @@ use kiln_core::{
 use kiln_server::{
     app::{App, Role, Timing},
     clock::SharedClock,
+    metrics::Metrics,
     store::{SharedStore, memory::Memory},
     wake::Local,
 };
@@ -227,7 +228,13 @@ fn start_server(
     clock: &Arc<SimClock>,
 ) -> (App, TaskTracker, CancellationToken) {
     let clock: SharedClock = Arc::clone(clock) as SharedClock;
-    let app = App::new(Arc::clone(store), Arc::new(Local::default()), clock, Timing::default());
+    let app = App::new(
+        Arc::clone(store),
+        Arc::new(Local::default()),
+        clock,
+        Timing::default(),
+        Metrics::default(),
+    );
     let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
     app.start(&tasks, &shutdown);
     (app, tasks, shutdown)

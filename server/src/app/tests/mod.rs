@@ -68,6 +68,7 @@ use self::database::Database;
 use super::{App, BuildView, Hello, Submit, Timing, Welcome};
 use crate::{
     clock::Clock,
+    metrics::Metrics,
     store::{
         AgentRow, JobRow, SharedStore,
         memory::Memory,
@@ -145,7 +146,13 @@ impl World {
 
     fn idle(store: SharedStore, clock: Arc<FakeClock>) -> Self {
         let wake = Arc::new(Local::default());
-        let app = App::new(Arc::clone(&store), wake, Arc::clone(&clock) as _, Timing::default());
+        let app = App::new(
+            Arc::clone(&store),
+            wake,
+            Arc::clone(&clock) as _,
+            Timing::default(),
+            Metrics::default(),
+        );
         Self { app, store, clock, shutdown: CancellationToken::new(), tracker: TaskTracker::new() }
     }
 

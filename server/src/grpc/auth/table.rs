@@ -43,6 +43,16 @@ pub(super) fn is_open(path: &str) -> bool {
     OPEN.iter().any(|prefix| path.starts_with(prefix))
 }
 
+/// What a server counts.
+pub(super) const METRICS: &str = "/metrics";
+
+/// Pages over plain HTTP that are not for everyone.
+const PAGES: &[(&str, Who)] = &[(METRICS, Who::Farm(Role::Reader))];
+
+pub(super) fn is_page(path: &str) -> bool {
+    PAGES.iter().any(|(page, _)| *page == path)
+}
+
 /// Every method of `kiln.v1`; one that is missing here can't be called.
 pub(super) const METHODS: &[(&str, Who)] = &[
     ("AdminService/CreateToken", Who::Farm(Role::Admin)),
@@ -81,8 +91,9 @@ pub(super) const METHODS: &[(&str, Who)] = &[
     ("SecretService/SetSecret", Who::Tokens(Role::Admin)),
 ];
 
+/// Who may call a method, or read a page.
 pub(super) fn rule(method: &str) -> Option<Who> {
-    METHODS.iter().find(|(name, _)| *name == method).map(|(_, who)| *who)
+    METHODS.iter().chain(PAGES).find(|(name, _)| *name == method).map(|(_, who)| *who)
 }
 
 /// A higher role may do what a lower one may; an enroller may only enrol.

@@ -11,13 +11,13 @@ use kiln_core::id::{AgentId, LeaseId};
 use kiln_proto::{convert, v1};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, Streaming};
 
-use super::{failed, wide};
+use super::{LogApi, failed, wide};
 use crate::{
     grpc::{refuse, status},
     logs::{Error, Logs, MAX_READ, Stage, Writer},
+    metrics::Metrics,
 };
 use kiln_core::spec::Violation;
 use v1::push_log_request::Frame;
@@ -38,17 +38,11 @@ type Answer = Result<v1::PushLogResponse, Status>;
 type Frames = Streaming<v1::PushLogRequest>;
 
 /// Runs an upload as a task, so that what it writes is not cut off in the middle when its caller goes.
-pub(super) fn start(
-    logs: Logs,
-    agent: AgentId,
-    frames: Frames,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> BoxStream<'static, Answer> {
+pub(super) fn start(api: &LogApi, agent: AgentId, frames: Frames) -> BoxStream<'static, Answer> {
     let (answers, answered) = mpsc::channel(8);
-    let stop = stop.clone();
-    tasks.spawn(async move {
-        if let Err(status) = run(&logs, agent, frames, &answers, &stop).await {
+    let upload = api.clone();
+    api.tasks.spawn(async move {
+        if let Err(status) = run(&upload, agent, frames, &answers).await {
             // Who has gone needs no answer.
             let _ = answers.send(Err(status)).await;
         }
@@ -138,11 +132,10 @@ fn wrong(field: &str, message: &str) -> Status {
 }
 
 async fn run(
-    logs: &Logs,
+    LogApi { logs, metrics, stop, .. }: &LogApi,
     agent: AgentId,
     mut frames: Frames,
     answers: &mpsc::Sender<Answer>,
-    stop: &CancellationToken,
 ) -> Result<(), Status> {
     let Some(writer) = open(logs, agent, &mut frames).await? else { return Ok(()) };
     let mut first = answer(&writer);
@@ -159,7 +152,7 @@ async fn run(
             if group.is_empty() {
                 writer = Some(idle);
             } else {
-                storing = store(idle, std::mem::take(&mut group)).boxed().fuse();
+                storing = store(idle, std::mem::take(&mut group), metrics.clone()).boxed().fuse();
             }
         }
         let replaced = async {
@@ -201,8 +194,10 @@ async fn open(logs: &Logs, agent: AgentId, frames: &mut Frames) -> Result<Option
     logs.writer(agent, lease, &open.stream).await.map(Some).map_err(failed)
 }
 
-async fn store(mut writer: Writer, group: Group) -> Result<Writer, Status> {
+async fn store(mut writer: Writer, group: Group, metrics: Metrics) -> Result<Writer, Status> {
+    let before = writer.durable();
     writer.append(group.offset, &group.pieces).await.map_err(failed)?;
+    metrics.log_taken(writer.durable().saturating_sub(before));
     for stage in &group.stages {
         writer.stage(stage).await.map_err(failed)?;
     }

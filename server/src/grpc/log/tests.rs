@@ -18,6 +18,7 @@ use super::*;
 use crate::{
     app::Caller,
     logs::{LogIndex, Parts, fs::FsStore, memory::MemoryIndex},
+    metrics::Metrics,
     store::memory::Memory,
     uploads::fixture::World,
 };
@@ -51,7 +52,12 @@ impl Rig {
 
     /// A client whose calls are those of this agent.
     async fn client(&self, agent: AgentId) -> LogServiceClient<Channel> {
-        let api = LogApi::new(self.logs.clone(), self.tasks.clone(), self.stop.clone());
+        let api = LogApi::new(
+            self.logs.clone(),
+            Metrics::default(),
+            self.tasks.clone(),
+            self.stop.clone(),
+        );
         let name = "agent".to_owned();
         let service = LogServiceServer::with_interceptor(api, move |mut request: Request<()>| {
             let principal = Principal::Agent { id: agent, name: name.clone() };

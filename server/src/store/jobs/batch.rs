@@ -13,7 +13,7 @@ use kiln_core::{
 };
 use uuid::Uuid;
 
-use super::{Effects, Opening, Refused, Transition};
+use super::{Effects, Moved, Opening, Refused, Transition};
 use crate::store::{ArtifactRow, BuildRow, GroupRow, JobRow, LeaseRow, ProjectRow, Result, Tx};
 
 /// Rows as they will be saved.
@@ -130,10 +130,13 @@ impl Batch {
             return Err(Refused::Barred);
         }
         let before = row.job.status();
+        let since = opening(&row).not_before.max(row.job.queued_at);
         row.job = job;
         row.agent = Some(lease.agent);
         *self.running.entry(row.project).or_default() += 1;
-        self.given.push(LeaseRow { attempt: row.job.attempts, ..lease.clone() });
+        let lease = LeaseRow { attempt: row.job.attempts, ..lease.clone() };
+        self.effects.moved.push(Moved { lease: lease.clone(), since });
+        self.given.push(lease.clone());
         let change = JobChange { agent: Some(lease.agent), ..JobChange::of(&row.job, &row.name) };
         self.changed(before, row, change);
         Ok(())
@@ -188,6 +191,7 @@ impl Batch {
     /// What the transition means for the row of the lease that it speaks of.
     fn turn_lease(&mut self, id: Option<LeaseId>, transition: &Transition, row: &mut JobRow) {
         let Some(lease) = id.and_then(|id| self.leases.get_mut(&id)) else { return };
+        let since = lease.started_at.unwrap_or(lease.given_at);
         match &transition.event {
             Event::Start(_) => {
                 lease.phase = LeasePhase::Running;
@@ -219,10 +223,15 @@ impl Batch {
                     self.artifacts.insert(row.job.id, named.collect());
                 }
             }
-            Event::Cancel => lease.cancelling = row.job.cancelling(),
+            Event::Cancel => {
+                lease.cancelling = row.job.cancelling();
+                self.dirty_leases.insert(lease.id);
+                return;
+            }
             _ => return,
         }
         self.dirty_leases.insert(lease.id);
+        self.effects.moved.push(Moved { lease: lease.clone(), since });
     }
 }
 

@@ -11,10 +11,11 @@ use kiln_core::{
     id::{BuildId, ClassId, JobId, ProjectId},
     job::State as JobState,
     schedule::{Candidate, Class},
+    session::LeasePhase,
 };
 
 use super::{
-    super::{JobRow, PROJECTS_OF_A_CLAIM, ProjectRow, QueueRow},
+    super::{Census, Depth, JobRow, PROJECTS_OF_A_CLAIM, ProjectRow, QueueRow, Wait},
     State, is_queued,
 };
 
@@ -93,6 +94,29 @@ pub(super) fn by_project(state: &State) -> Vec<QueueRow> {
         rows.entry(lease.project).or_insert_with(|| empty(lease.project)).running += 1;
     }
     rows.into_values().collect()
+}
+
+pub(super) fn census(state: &State, now: Millis) -> Census {
+    let mut queue: BTreeMap<(ProjectId, Wait), Depth> = BTreeMap::new();
+    for row in state.jobs.values().filter(|row| is_queued(row)) {
+        let wait = match row.claimable {
+            false => Wait::Group,
+            true if row.job.is_due(now) => Wait::Slot,
+            true => Wait::Backoff,
+        };
+        let (project, oldest) = (row.project, row.job.queued_at);
+        let empty = || Depth { project, wait, jobs: 0, oldest };
+        let depth = queue.entry((project, wait)).or_insert_with(empty);
+        depth.jobs += 1;
+        depth.oldest = depth.oldest.min(oldest);
+    }
+    let leases = |phase| state.leases.values().filter(|row| row.phase == phase).count() as u64;
+    Census {
+        queue: queue.into_values().collect(),
+        leased: leases(LeasePhase::Leased),
+        running: leases(LeasePhase::Running),
+        sessions: state.sessions.values().filter(|row| row.open).count() as u64,
+    }
 }
 
 pub(super) fn oldest(state: &State, limit: u32) -> Vec<JobRow> {

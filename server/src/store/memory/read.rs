@@ -16,9 +16,9 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, AuditFilter, AuditRow, BuildFilter, BuildRow, EvictedAgentRow,
-        GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow, SessionRow, Store,
-        TokenRow, Tx,
+        AgentRow, ArtifactRow, AuditFilter, AuditRow, BuildFilter, BuildRow, Census,
+        EvictedAgentRow, GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow,
+        SessionRow, Store, TokenRow, Tx,
     },
     Memory, State, all, entry, queue, row, rows, secrets, sorted,
 };
@@ -235,6 +235,10 @@ impl Store for Memory {
         limit: u32,
     ) -> Result<Vec<LeaseId>> {
         Ok(secrets::of_ended_leases(&self.snapshot(), after, limit))
+    }
+
+    async fn census(&self, now: Millis) -> Result<Census> {
+        Ok(queue::census(&self.snapshot(), now))
     }
 
     async fn queue(&self) -> Result<Vec<QueueRow>> {

@@ -7,24 +7,53 @@ use sea_orm::{
     ConnectionTrait, DbBackend, DbErr, ExecResult, QueryResult, RuntimeErr, Statement,
     sqlx::{self, Connection, postgres::PgConnection},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+
+use crate::metrics::Metrics;
 
 /// Every statement of ours takes a small part of it, also where it waits for rows that others hold.
 pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// An answer to an empty question.
 pub(super) const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
+/// What is measured of a statement that returns rows, and of one that does not.
+const QUERY: &str = "query";
+const EXECUTE: &str = "execute";
+
 /// A connection or a transaction whose statements fail when no answer comes. Whether such a statement was carried out is
-/// not known, as with every connection that breaks.
+/// not known, as with every connection that breaks. How long the answers take is measured.
 #[derive(Debug, Clone)]
 pub(super) struct Bounded<C> {
     inner: C,
-    limit: Duration,
+    bound: Bound,
+}
+
+/// How long an answer may take, and where it is noted how long it took.
+#[derive(Debug, Clone)]
+pub(super) struct Bound {
+    pub(super) limit: Duration,
+    pub(super) metrics: Metrics,
+}
+
+impl Bound {
+    pub(super) async fn answer<T>(
+        &self,
+        operation: &'static str,
+        answer: impl Future<Output = Result<T, DbErr>>,
+    ) -> Result<T, DbErr> {
+        let (limit, asked) = (self.limit, Instant::now());
+        let answer = timeout(limit, answer).await;
+        self.metrics.answered(operation, asked.elapsed());
+        answer.unwrap_or_else(|_| {
+            let message = format!("the database did not answer within {limit:?}");
+            Err(DbErr::Conn(RuntimeErr::Internal(message)))
+        })
+    }
 }
 
 impl<C> Bounded<C> {
-    pub(super) const fn new(inner: C, limit: Duration) -> Self {
-        Self { inner, limit }
+    pub(super) const fn new(inner: C, bound: Bound) -> Self {
+        Self { inner, bound }
     }
 
     /// As it is, for what may take its time.
@@ -32,23 +61,13 @@ impl<C> Bounded<C> {
         &self.inner
     }
 
-    pub(super) const fn limit(&self) -> Duration {
-        self.limit
+    pub(super) const fn bound(&self) -> &Bound {
+        &self.bound
     }
 
-    pub(super) fn into_inner(self) -> C {
-        self.inner
+    pub(super) fn into_parts(self) -> (C, Bound) {
+        (self.inner, self.bound)
     }
-}
-
-pub(super) async fn within<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, DbErr>>,
-) -> Result<T, DbErr> {
-    timeout(limit, answer).await.unwrap_or_else(|_| {
-        let message = format!("the database did not answer within {limit:?}");
-        Err(DbErr::Conn(RuntimeErr::Internal(message)))
-    })
 }
 
 #[async_trait::async_trait]
@@ -58,19 +77,19 @@ impl<C: ConnectionTrait> ConnectionTrait for Bounded<C> {
     }
 
     async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
-        within(self.limit, self.inner.execute_raw(statement)).await
+        self.bound.answer(EXECUTE, self.inner.execute_raw(statement)).await
     }
 
     async fn execute_unprepared(&self, text: &str) -> Result<ExecResult, DbErr> {
-        within(self.limit, self.inner.execute_unprepared(text)).await
+        self.bound.answer(EXECUTE, self.inner.execute_unprepared(text)).await
     }
 
     async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
-        within(self.limit, self.inner.query_one_raw(statement)).await
+        self.bound.answer(QUERY, self.inner.query_one_raw(statement)).await
     }
 
     async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        within(self.limit, self.inner.query_all_raw(statement)).await
+        self.bound.answer(QUERY, self.inner.query_all_raw(statement)).await
     }
 }
 
@@ -113,7 +132,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_ever() {
-        let connection = Bounded::new(Mute, ANSWER);
+        let connection = Bounded::new(Mute, Bound { limit: ANSWER, metrics: Metrics::default() });
         let statement = || Statement::from_string(DbBackend::Postgres, "SELECT 1");
         let errors = [
             connection.execute_raw(statement()).await.map(drop).unwrap_err(),

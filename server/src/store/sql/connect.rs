@@ -17,9 +17,10 @@ use sea_orm::{
 use super::{
     super::{Error, Result},
     Sql,
-    bound::{ANSWER, Bounded, is_alive},
+    bound::{ANSWER, Bound, Bounded, is_alive},
     tx,
 };
+use crate::metrics::Metrics;
 
 /// Prepared statements that a connection keeps: each kind of statement has a few sizes (see `set`).
 const STATEMENTS: usize = 512;
@@ -41,11 +42,19 @@ pub struct Options {
     pub connections: u32,
     /// SQLite: a commit is on disk before it is acknowledged. Without, the last commits may be lost with the machine.
     pub durable: bool,
+    /// Where it is noted how long answers take.
+    pub metrics: Metrics,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { connections: 16, durable: true }
+        Self { connections: 16, durable: true, metrics: Metrics::default() }
+    }
+}
+
+impl Options {
+    fn bound(&self, limit: Duration) -> Bound {
+        Bound { limit, metrics: self.metrics.clone() }
     }
 }
 
@@ -105,8 +114,14 @@ async fn sqlite(path: &str, options: &Options) -> Result<Sql> {
         .map_err(refused)?;
     Ok(Sql {
         // A file answers, or fails.
-        reader: Bounded::new(SqlxSqliteConnector::from_sqlx_sqlite_pool(reader), Duration::MAX),
-        writer: Bounded::new(SqlxSqliteConnector::from_sqlx_sqlite_pool(writer), Duration::MAX),
+        reader: Bounded::new(
+            SqlxSqliteConnector::from_sqlx_sqlite_pool(reader),
+            options.bound(Duration::MAX),
+        ),
+        writer: Bounded::new(
+            SqlxSqliteConnector::from_sqlx_sqlite_pool(writer),
+            options.bound(Duration::MAX),
+        ),
         queue: Some(Arc::new(tx::Queue::default())),
     })
 }
@@ -139,7 +154,8 @@ async fn postgres(url: &str, options: &Options) -> Result<Sql> {
         .connect_with(base)
         .await
         .map_err(refused)?;
-    let pool = Bounded::new(SqlxPostgresConnector::from_sqlx_postgres_pool(pool), ANSWER);
+    let pool = SqlxPostgresConnector::from_sqlx_postgres_pool(pool);
+    let pool = Bounded::new(pool, options.bound(ANSWER));
     Ok(Sql { reader: pool.clone(), writer: pool, queue: None })
 }
 

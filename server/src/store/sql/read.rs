@@ -16,12 +16,12 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, AuditFilter, AuditRow, BuildFilter, BuildRow, EvictedAgentRow,
-        GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow, SessionRow, Store,
-        TokenRow, Tx,
+        AgentRow, ArtifactRow, AuditFilter, AuditRow, BuildFilter, BuildRow, Census,
+        EvictedAgentRow, GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow,
+        SessionRow, Store, TokenRow, Tx,
     },
-    Sql, agent, artifact, audit, build, class, event, evicted_agent, group, job, job_spec, lease,
-    need, project, queue, secret, secret_grant, session, set, sweep, token,
+    Sql, agent, artifact, audit, build, census, class, event, evicted_agent, group, job, job_spec,
+    lease, need, project, queue, secret, secret_grant, session, set, sweep, token,
 };
 
 #[async_trait]
@@ -208,6 +208,10 @@ impl Store for Sql {
 
     async fn queue(&self) -> Result<Vec<QueueRow>> {
         queue::by_project(&self.reader).await
+    }
+
+    async fn census(&self, now: Millis) -> Result<Census> {
+        census::take(&self.reader, now).await
     }
 
     async fn oldest_queued(&self, limit: u32) -> Result<Vec<JobRow>> {

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::{
     super::{Error, Result},
     Sql,
-    bound::{Bounded, within},
+    bound::Bounded,
     error::failed,
 };
 
@@ -53,8 +53,8 @@ pub(super) struct SqlTx {
 
 impl SqlTx {
     pub(super) async fn finish(self) -> Result<()> {
-        let limit = self.tx.limit();
-        within(limit, self.tx.into_inner().commit()).await.map_err(failed("commit"))
+        let (tx, bound) = self.tx.into_parts();
+        bound.answer("commit", tx.commit()).await.map_err(failed("commit"))
     }
 }
 
@@ -77,9 +77,10 @@ impl Sql {
             access_mode: None,
             sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
         };
-        let limit = self.writer.limit();
-        let begun = within(limit, self.writer.unbounded().begin_with_options(options)).await;
-        let tx = Bounded::new(begun.map_err(failed("begin a write"))?, limit);
+        let bound = self.writer.bound();
+        let begun = self.writer.unbounded().begin_with_options(options);
+        let begun = bound.answer("begin", begun).await.map_err(failed("begin a write"))?;
+        let tx = Bounded::new(begun, bound.clone());
         Ok(SqlTx { tx, _turn: turn })
     }
 }
