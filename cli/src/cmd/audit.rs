@@ -1,18 +1,14 @@
 //! `kiln audit`: what was done by whom, newest first.
 
 use kiln_sdk::v1::{AuditRecord, ListAuditRequest};
-use serde_json::{Value, json};
 
 use crate::{
-    cmd::{Cx, Result},
+    cmd::{Cx, Result, pages::Extent},
     exit::ExitStatus,
     json,
     table::Table,
     time, units,
 };
-
-/// The server's limit of a page.
-const PAGE: usize = 500;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -28,18 +24,13 @@ pub(crate) struct Args {
     /// Only within this time, as 24h
     #[arg(long, value_parser = units::duration, value_name = "TIME")]
     since: Option<i64>,
-    /// How many at most
-    #[arg(long, default_value_t = 50, value_name = "N", conflicts_with = "all", value_parser = clap::value_parser!(u32).range(1..))]
-    limit: u32,
-    /// As many as there are
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    extent: Extent,
 }
 
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
         let client = cx.client().await?;
-        let limit = if self.all { usize::MAX } else { self.limit as usize };
         let mut request = ListAuditRequest {
             actor: self.actor.unwrap_or_default(),
             action: self.action.unwrap_or_default(),
@@ -47,26 +38,28 @@ impl Args {
             from_ms: self.since.map_or(0, |since| time::now() - since),
             ..Default::default()
         };
-        let mut records: Vec<AuditRecord> = vec![];
-        let mut more = true;
-        while more && records.len() < limit {
-            let wanted = (limit - records.len()).min(PAGE);
-            request.page_size = i32::try_from(wanted).unwrap_or(i32::MAX);
-            let page = client.list_audit(request.clone()).await?;
-            records.extend(page.records);
-            more = page.next_before > 0;
-            request.before = page.next_before;
-        }
-        show(cx, &records, more)?;
+        let listed = self
+            .extent
+            .read(async |wanted| {
+                request.page_size = wanted;
+                let page = client.list_audit(request.clone()).await?;
+                let more = page.next_before > 0;
+                request.before = page.next_before;
+                Ok((page.records, more))
+            })
+            .await?;
+        listed.show(
+            cx,
+            "records",
+            json::audit_record,
+            &table(&listed.rows),
+            "nothing was recorded",
+        )?;
         Ok(ExitStatus::Succeeded)
     }
 }
 
-fn show(cx: &Cx<'_>, records: &[AuditRecord], more: bool) -> Result<()> {
-    if cx.printer.is_json() {
-        let records: Value = records.iter().map(json::audit_record).collect();
-        return Ok(cx.printer.json(&json!({ "records": records, "more": more }))?);
-    }
+fn table(records: &[AuditRecord]) -> Table {
     let mut table = Table::new(&["NUMBER", "TIME", "WHO", "FROM", "ACTION", "OBJECT", "DETAIL"]);
     for record in records {
         let named =
@@ -82,13 +75,5 @@ fn show(cx: &Cx<'_>, records: &[AuditRecord], more: bool) -> Result<()> {
             format!("{nothing}{}", record.detail).into(),
         ]);
     }
-    if table.is_empty() {
-        cx.printer.note("nothing was recorded");
-        return Ok(());
-    }
-    cx.printer.table(&table)?;
-    if more {
-        cx.printer.note("there are more: use --limit or --all");
-    }
-    Ok(())
+    table
 }

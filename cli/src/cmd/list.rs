@@ -1,18 +1,14 @@
 //! `kiln list`: builds, newest first.
 
 use kiln_sdk::v1::{Build, BuildOrder, BuildState, JobState, ListBuildsRequest};
-use serde_json::{Value, json};
 
 use crate::{
-    cmd::{Cx, Result},
+    cmd::{Cx, Result, pages::Extent},
     exit::ExitStatus,
     json,
     table::Table,
     time, units, words,
 };
-
-/// The server's limit of a page.
-const PAGE: usize = 500;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -31,18 +27,13 @@ pub(crate) struct Args {
     /// Oldest first
     #[arg(long)]
     oldest: bool,
-    /// How many at most
-    #[arg(long, default_value_t = 20, value_name = "N", conflicts_with = "all", value_parser = clap::value_parser!(u32).range(1..))]
-    limit: u32,
-    /// As many as there are
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    extent: Extent,
 }
 
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
         let client = cx.client().await?;
-        let limit = if self.all { usize::MAX } else { self.limit as usize };
         let order = if self.oldest { BuildOrder::Oldest } else { BuildOrder::Newest };
         let mut request = ListBuildsRequest {
             project: self.project.unwrap_or_default(),
@@ -52,26 +43,22 @@ impl Args {
             order: order.into(),
             ..Default::default()
         };
-        let mut builds: Vec<Build> = vec![];
-        let mut more = true;
-        while more && builds.len() < limit {
-            let wanted = (limit - builds.len()).min(PAGE);
-            request.page_size = i32::try_from(wanted).unwrap_or(i32::MAX);
-            let page = client.list_builds(request.clone()).await?;
-            builds.extend(page.builds);
-            more = !page.next_page_token.is_empty();
-            request.page_token = page.next_page_token;
-        }
-        show(cx, &builds, more)?;
+        let listed = self
+            .extent
+            .read(async |wanted| {
+                request.page_size = wanted;
+                let page = client.list_builds(request.clone()).await?;
+                let more = !page.next_page_token.is_empty();
+                request.page_token = page.next_page_token;
+                Ok((page.builds, more))
+            })
+            .await?;
+        listed.show(cx, "builds", json::build, &table(&listed.rows), "no builds")?;
         Ok(ExitStatus::Succeeded)
     }
 }
 
-fn show(cx: &Cx<'_>, builds: &[Build], more: bool) -> Result<()> {
-    if cx.printer.is_json() {
-        let builds: Value = builds.iter().map(json::build).collect();
-        return Ok(cx.printer.json(&json!({ "builds": builds, "more": more }))?);
-    }
+fn table(builds: &[Build]) -> Table {
     let mut table =
         Table::new(&["BUILD", "PROJECT", "STATE", "JOBS", "SUBMITTED", "TOOK", "TITLE"]);
     for build in builds {
@@ -85,15 +72,7 @@ fn show(cx: &Cx<'_>, builds: &[Build], more: bool) -> Result<()> {
             build.title.as_str().into(),
         ]);
     }
-    if table.is_empty() {
-        cx.printer.note("no builds");
-        return Ok(());
-    }
-    cx.printer.table(&table)?;
-    if more {
-        cx.printer.note("there are more: use --limit or --all");
-    }
-    Ok(())
+    table
 }
 
 /// "3/10": jobs that are done, of all.

@@ -11,6 +11,7 @@ pub(crate) mod explain;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod migrate;
+pub(crate) mod pages;
 pub(crate) mod project;
 pub(crate) mod queue;
 pub(crate) mod retry;
