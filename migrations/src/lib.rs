@@ -16,6 +16,7 @@ mod m20261121_000020_evicted_agents;
 mod m20261121_000040_secrets;
 mod m20261121_000050_audit;
 mod m20261121_000051_token_use;
+mod m20261121_000055_token_names;
 mod schema;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait::async_trait};
@@ -41,6 +42,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000040_secrets::Migration),
             Box::new(m20261121_000050_audit::Migration),
             Box::new(m20261121_000051_token_use::Migration),
+            Box::new(m20261121_000055_token_names::Migration),
         ]
     }
 }

@@ -136,6 +136,7 @@ pub(crate) async fn tokens_round_trip(Made { store, .. }: Made) {
         old_secret: None,
     };
     let bound = TokenRow {
+        name: "release".to_owned(),
         role: Role::Submitter,
         project: Some(project(1).id),
         expires_at: None,
@@ -147,6 +148,11 @@ pub(crate) async fn tokens_round_trip(Made { store, .. }: Made) {
     tx.insert_token(&token(51)).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(store.tokens().await.unwrap(), [token(51), bound.clone()]);
+
+    let mut tx = store.begin().await.unwrap();
+    let refused = tx.insert_token(&token(53)).await;
+    assert!(matches!(refused, Err(Error::Exists { what: "token", .. })), "{refused:?}");
+    drop(tx);
 
     let mut tx = store.begin().await.unwrap();
     let mut row = tx.lock_token(token(51).id).await.unwrap().unwrap();

@@ -296,6 +296,9 @@ impl Tx for MemoryTx {
     }
 
     async fn insert_token(&mut self, row: &TokenRow) -> Result<()> {
+        if self.state.tokens.values().any(|other| other.name == row.name) {
+            return Err(Error::Exists { what: "token", name: row.name.clone() });
+        }
         put(&mut self.state.tokens, row.id, row.clone());
         Ok(())
     }

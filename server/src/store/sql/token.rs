@@ -8,7 +8,7 @@ use sea_orm::{Condition, entity::prelude::*, sea_query::Expr};
 
 use super::{
     super::{Error, Result, Role, TokenRow},
-    error::{corrupt, failed},
+    error::{corrupt, failed, taken},
     set,
 };
 
@@ -74,7 +74,11 @@ impl TryFrom<Model> for TokenRow {
 }
 
 pub(super) async fn insert(conn: &impl ConnectionTrait, row: &TokenRow) -> Result<()> {
-    set::insert(conn, &[Model::from(row)], "").await.map_err(failed("insert a token"))
+    set::insert(conn, &[Model::from(row)], "").await.map_err(taken(
+        "insert a token",
+        "token",
+        &row.name,
+    ))
 }
 
 pub(super) async fn save(conn: &impl ConnectionTrait, row: &TokenRow) -> Result<()> {
