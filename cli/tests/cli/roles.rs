@@ -219,6 +219,7 @@ fn an_agent_that_was_evicted_while_it_was_away_ends_its_jobs_and_says_so() {
     let _agent = Role(command.arg(token).stderr(Stdio::null()).spawn().unwrap());
     farm.until("it is tried again", |farm| farm.ok(&["show", &build]).contains("running"));
     farm.ok(&["cancel", &build]);
+    assert_eq!(farm.told(&["watch", &build]).0, 3, "nothing is left running");
 }
 
 #[test]

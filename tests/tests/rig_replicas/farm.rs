@@ -19,6 +19,10 @@ use crate::{
 
 pub(crate) const SERVERS: usize = 3;
 const STOP: Duration = Duration::from_mins(1);
+/// The exit code of a command that found no server.
+const UNAVAILABLE: i32 = 4;
+/// A token that no server knows: its refusal tells that the server is up.
+const NOBODY: &str = "nobody";
 
 #[derive(Debug)]
 pub(crate) struct Farm {
@@ -54,29 +58,22 @@ impl Farm {
             balancer: Balancer::start(ports.clone()),
             servers: (0..SERVERS).map(|_| None).collect(),
             agents: vec![],
-            token: String::new(),
+            token: NOBODY.to_owned(),
             ports,
             dir,
         };
         for server in 0..SERVERS {
             farm.spawn_server(server);
         }
-        farm.token = farm.first_token();
         for server in 0..SERVERS {
             farm.await_server(server);
         }
+        farm.token = farm.first_token();
         Some(farm)
     }
 
     /// One of them made the first administrator, and only that one says so.
-    fn first_token(&mut self) -> String {
-        for server in 0..SERVERS {
-            until("a server that listens", START, || {
-                let ended = self.servers[server].as_mut().and_then(Process::ended);
-                assert!(ended.is_none(), "server {server} ended: {ended:?}");
-                std::net::TcpStream::connect(("127.0.0.1", self.ports[server])).ok()
-            });
-        }
+    fn first_token(&self) -> String {
         let file = |server| std::fs::read_to_string(self.data(server).join("admin.token"));
         let tokens: Vec<_> = (0..SERVERS).filter_map(|server| file(server).ok()).collect();
         assert_eq!(tokens.len(), 1, "each of these files must hold a token that is valid");
@@ -114,7 +111,8 @@ impl Farm {
         until("an answer of a server", START, || {
             let ended = self.servers[server].as_mut().and_then(Process::ended);
             assert!(ended.is_none(), "server {server} ended: {ended:?}");
-            self.try_cli(self.ports[server], &["list"]).status.success().then_some(())
+            let code = self.try_cli(self.ports[server], &["list"]).status.code();
+            (code != Some(UNAVAILABLE)).then_some(())
         });
     }
 
