@@ -108,7 +108,7 @@ impl App {
         self.0.dispatch.change(agent, |known| known.admission = admission);
         let sessions = self.0.store.sessions().await?;
         let online = sessions.into_iter().map(|session| session.agent).collect();
-        let leases = self.0.store.open_leases(Some(agent)).await?;
+        let leases = self.0.store.open_leases(Some(&[agent])).await?;
         Ok(view(row, &online, &leases))
     }
 }

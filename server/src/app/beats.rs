@@ -1,57 +1,44 @@
-//! Heartbeats of all sessions of this replica, as many as wait in one statement.
+//! Heartbeats of all sessions of this replica, as many as come within a moment in one statement.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
 };
 
 use kiln_core::{agent::Load, id::SessionId};
-use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{App, Error, Result};
+use super::{
+    App, Result,
+    gather::{Gather, Question},
+};
 
-/// Heartbeats of one statement.
-const GROUP: usize = 1_000;
-/// Heartbeats that wait before sessions wait.
-const QUEUE: usize = 4_096;
-const STOPPING: Error = Error::Busy("the server is stopping");
+/// The pause between two statements grows with the sessions: a thousand idle agents are one commit a second.
+const PAUSE_OF_A_SESSION: Duration = Duration::from_millis(1);
+/// The pause is at most this part of the time between two heartbeats of an agent.
+const PART_OF_A_HEARTBEAT: u32 = 10;
 
 #[derive(Debug)]
 struct Beat {
     session: SessionId,
     load: Load,
-    answer: oneshot::Sender<Result<bool>>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Beats {
-    queue: OnceLock<mpsc::Sender<Beat>>,
+    gather: Gather<Beat>,
     /// A statement failed since the reaper last asked: silence in the rows may be ours.
     failed: AtomicBool,
 }
 
 impl Beats {
     pub(super) fn start(&self, app: &App, tracker: &TaskTracker, shutdown: &CancellationToken) {
-        let mut receiver = None;
-        self.queue.get_or_init(|| {
-            let (sender, queue) = mpsc::channel(QUEUE);
-            receiver = Some(queue);
-            sender
-        });
-        if let Some(queue) = receiver {
-            tracker.spawn(run(app.clone(), queue, shutdown.clone()));
-        }
+        self.gather.start(app, tracker, shutdown);
     }
 
     pub(super) async fn beat(&self, session: SessionId, load: Load) -> Result<bool> {
-        let queue = self.queue.get().ok_or(Error::Busy("the server is starting"))?;
-        let (answer, answered) = oneshot::channel();
-        queue.send(Beat { session, load, answer }).await.map_err(|_| STOPPING)?;
-        answered.await.map_err(|_| STOPPING)?
+        self.gather.ask(Beat { session, load }).await
     }
 
     /// Whether heartbeats were lost since the last call.
@@ -60,30 +47,24 @@ impl Beats {
     }
 }
 
-async fn run(app: App, mut queue: mpsc::Receiver<Beat>, shutdown: CancellationToken) {
-    let mut waiting = Vec::new();
-    loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            count = queue.recv_many(&mut waiting, GROUP) => if count == 0 { return },
-        }
-        let loads: BTreeMap<SessionId, Load> =
-            waiting.iter().map(|beat: &Beat| (beat.session, beat.load)).collect();
+impl Question for Beat {
+    /// Its session is open.
+    type Answer = bool;
+    const MOST: usize = 1_000;
+
+    async fn answer(app: &App, beats: &[Self]) -> Result<Vec<Result<bool>>> {
+        let loads: BTreeMap<_, _> = beats.iter().map(|beat| (beat.session, beat.load)).collect();
         let loads: Vec<_> = loads.into_iter().collect();
-        let open = app.0.store.beat(&loads, app.0.clock.now()).await;
-        if let Err(error) = &open {
-            tracing::warn!(error = %error, "heartbeats could not be stored");
+        let open = app.0.store.beat(&loads, app.0.clock.now()).await.inspect_err(|_| {
             app.0.beats.failed.store(true, Ordering::Relaxed);
-        }
-        let open: Option<BTreeSet<SessionId>> = open.ok().map(|open| open.into_iter().collect());
-        for beat in waiting.drain(..) {
-            let answer = match &open {
-                Some(open) => Ok(open.contains(&beat.session)),
-                None => Err(Error::Busy("the database failed; the heartbeat is sent again")),
-            };
-            // A session may have ended meanwhile.
-            let _ = beat.answer.send(answer);
-        }
+        })?;
+        let open: BTreeSet<SessionId> = open.into_iter().collect();
+        Ok(beats.iter().map(|beat| Ok(open.contains(&beat.session))).collect())
+    }
+
+    fn pause(app: &App) -> Duration {
+        let sessions = u32::try_from(app.0.dispatch.open_sessions()).unwrap_or(u32::MAX);
+        let longest = app.0.timing.heartbeat / PART_OF_A_HEARTBEAT;
+        PAUSE_OF_A_SESSION.saturating_mul(sessions).min(longest)
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use kiln_core::{
     Millis,
-    agent::{Agent, Load, Profile},
+    agent::{Admission, Agent, Load, Profile},
     id::{AgentId, ClassId, SessionId},
     schedule::admits,
 };
@@ -141,6 +141,17 @@ impl Dispatch {
         if let Some(stream) = self.lock().streams.get_mut(&session) {
             stream.heard = now;
             stream.agent.load = load;
+        }
+    }
+
+    /// What the rows say of an agent; another replica may have changed it.
+    pub(super) fn admitted(&self, agent: AgentId, admission: &Admission) {
+        let mut state = self.lock();
+        let State { streams, by_agent, .. } = &mut *state;
+        let stream = by_agent.get(&agent).and_then(|session| streams.get_mut(session));
+        if let Some(stream) = stream.filter(|stream| stream.agent.admission != *admission) {
+            stream.agent.admission.clone_from(admission);
+            stream.wake(None);
         }
     }
 
@@ -314,6 +325,10 @@ impl Dispatch {
         for session in gone {
             self.close(session);
         }
+    }
+
+    pub(super) fn open_sessions(&self) -> usize {
+        self.lock().streams.len()
     }
 
     pub(super) fn sessions(&self) -> BTreeSet<SessionId> {

@@ -17,6 +17,8 @@ mod dispatch;
 mod enrol;
 pub mod error;
 mod explain;
+mod facts;
+mod gather;
 pub mod grants;
 mod hello;
 mod names;
@@ -101,6 +103,7 @@ struct Inner {
     names: names::Names,
     committer: commit::Committer,
     beats: beats::Beats,
+    facts: gather::Gather<facts::Look>,
     dispatch: dispatch::Dispatch,
     reaper: reaper::Reaper,
     uses: uses::Uses,
@@ -126,6 +129,7 @@ impl App {
             names: names::Names::default(),
             committer: commit::Committer::default(),
             beats: beats::Beats::default(),
+            facts: gather::Gather::default(),
             dispatch: dispatch::Dispatch::default(),
             reaper: reaper::Reaper::default(),
             uses: uses::Uses::default(),
@@ -148,6 +152,7 @@ impl App {
     ) {
         self.0.committer.start(self, tracker, shutdown, committers.max(1));
         self.0.beats.start(self, tracker, shutdown);
+        self.0.facts.start(self, tracker, shutdown);
         tracker.spawn(dispatch::run(self.clone(), shutdown.clone()));
     }
 

@@ -183,12 +183,10 @@ impl App {
 
     async fn sweep_pauses(&self) -> Result<()> {
         let now = self.0.clock.now();
-        for agent in self.0.store.agents().await? {
-            if agent.admission != Admission::Open
-                && agent.admission.clone().at(now) == Admission::Open
-            {
-                self.write(&EndPause(agent.id)).await?;
-                self.0.dispatch.change(agent.id, |known| known.admission = Admission::Open);
+        for (agent, admission) in self.0.store.admissions(None).await? {
+            if admission != Admission::Open && admission.at(now) == Admission::Open {
+                self.write(&EndPause(agent)).await?;
+                self.0.dispatch.change(agent, |known| known.admission = Admission::Open);
             }
         }
         Ok(())

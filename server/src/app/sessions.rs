@@ -2,11 +2,11 @@
 
 use async_trait::async_trait;
 use kiln_core::{
-    agent::{Admission, Load, Profile},
+    agent::{Load, Profile},
     id::{AgentId, BuildId, JobId, LeaseId, SessionId},
     job::{Event, Rejected},
     outcome::{FailureKind, Outcome},
-    session::{LeaseFacts, LeasePhase, Record, Recorded, Report},
+    session::{LeasePhase, Record, Recorded, Report},
 };
 
 use super::{App, Error, Result, names::Holder, work::Work};
@@ -78,14 +78,6 @@ impl App {
         self.write(&SaveProfile { agent, profile: &profile }).await?;
         self.0.dispatch.profile(agent, profile);
         Ok(())
-    }
-
-    /// What the rows say of an agent's open leases, and whether it drains.
-    pub async fn facts(&self, agent: AgentId) -> Result<(Vec<LeaseFacts>, bool)> {
-        let leases = self.0.store.open_leases(Some(agent)).await?;
-        let row = self.0.store.agent(agent).await?.ok_or(Error::Evicted)?;
-        let draining = row.admission == Admission::Draining;
-        Ok((leases.iter().map(store::LeaseRow::facts).collect(), draining))
     }
 
     /// Who speaks in a session; those that are held here are known without asking.

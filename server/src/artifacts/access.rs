@@ -37,7 +37,7 @@ impl Artifacts {
     async fn needs(&self, agent: AgentId, sha256: &str) -> Result<bool> {
         let rows = &self.parts.rows;
         let jobs: Vec<JobId> =
-            rows.open_leases(Some(agent)).await?.iter().map(|lease| lease.job).collect();
+            rows.open_leases(Some(&[agent])).await?.iter().map(|lease| lease.job).collect();
         if jobs.is_empty() {
             return Ok(false);
         }

@@ -157,7 +157,8 @@ impl Actor {
         hints: Subscription,
     ) -> Result<(), Error> {
         let timing = self.parts.app.timing();
-        let mut sweep = tokio::time::interval(timing.sweep);
+        let first = Instant::now() + self.parts.app.until_sweep();
+        let mut sweep = tokio::time::interval_at(first, timing.sweep);
         loop {
             self.begin();
             tokio::select! {

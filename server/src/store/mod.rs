@@ -17,6 +17,7 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 use async_trait::async_trait;
 use kiln_core::{
     Millis,
+    agent::Admission,
     event::Record,
     id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SecretId, SessionId, TokenId},
     schedule::{Candidate, Class},
@@ -92,8 +93,8 @@ pub trait Store: Debug + Send + Sync {
 
     async fn lease(&self, id: LeaseId) -> Result<Option<LeaseRow>>;
     async fn leases_of_job(&self, job: JobId) -> Result<Vec<LeaseRow>>;
-    /// Open leases of an agent, or of all.
-    async fn open_leases(&self, agent: Option<AgentId>) -> Result<Vec<LeaseRow>>;
+    /// Open leases of some agents, or of all.
+    async fn open_leases(&self, agents: Option<&[AgentId]>) -> Result<Vec<LeaseRow>>;
     /// Artifacts of the jobs, by job and name.
     async fn artifacts_of(&self, jobs: &[JobId]) -> Result<Vec<ArtifactRow>>;
 
@@ -102,6 +103,8 @@ pub trait Store: Debug + Send + Sync {
     async fn agent(&self, id: AgentId) -> Result<Option<AgentRow>>;
     /// Those of the agents that exist, by id.
     async fn agents_of(&self, ids: &[AgentId]) -> Result<Vec<AgentRow>>;
+    /// Whether someone keeps agents from taking jobs: those of these that exist, or all.
+    async fn admissions(&self, agents: Option<&[AgentId]>) -> Result<Vec<(AgentId, Admission)>>;
     /// Who had this id until it was evicted.
     async fn evicted_agent(&self, id: AgentId) -> Result<Option<EvictedAgentRow>>;
     /// Open sessions.

@@ -73,7 +73,14 @@ pub(crate) async fn agents_round_trip_and_names_are_unique(Made { store, .. }: M
     tx.save_agent(&row).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(store.agents().await.unwrap(), [row.clone(), agent(32)]);
-    assert_eq!(store.agent(row.id).await.unwrap(), Some(row));
+    assert_eq!(store.agent(row.id).await.unwrap(), Some(row.clone()));
+    let of = |row: &AgentRow| (row.id, row.admission.clone());
+    let mut all = store.admissions(None).await.unwrap();
+    all.sort_by_key(|(id, _)| *id);
+    assert_eq!(all, [of(&row), of(&agent(32))]);
+    let asked = [AgentId::from_uuid(uuid(99)), row.id];
+    assert_eq!(store.admissions(Some(&asked)).await.unwrap(), [of(&row)]);
+    assert_eq!(store.admissions(Some(&[])).await.unwrap(), []);
 }
 
 pub(crate) async fn an_evicted_agent_is_gone_but_known(Made { store, .. }: Made) {

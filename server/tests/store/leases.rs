@@ -43,7 +43,7 @@ pub(crate) async fn leases_round_trip_and_open_ones_are_found(Made { store, .. }
     tx.commit().await.unwrap();
     assert_eq!(store.leases_of_job(row.job.id).await.unwrap(), rows);
     assert_eq!(store.lease(rows[0].id).await.unwrap(), Some(rows[0].clone()));
-    assert_eq!(store.open_leases(Some(mine)).await.unwrap(), rows[1..2]);
+    assert_eq!(store.open_leases(Some(&[mine])).await.unwrap(), rows[1..2]);
     assert_eq!(store.open_leases(None).await.unwrap(), rows[1..]);
 }
 

@@ -39,6 +39,12 @@ struct Asker {
 }
 
 impl Asker {
+    /// Nothing waits, whatever it could run.
+    fn idle(at: usize, claim: Claim) -> Self {
+        let claimed = Claimed { standing: Standing::Idle, ..Claimed::default() };
+        Self { at, claim, agent: None, seen: vec![], claimed }
+    }
+
     fn free(&self) -> u32 {
         let Some(agent) = &self.agent else { return 0 };
         let free = agent.profile.backends.keys().map(|backend| agent.free(backend));
@@ -95,8 +101,13 @@ impl<'a> Round<'a> {
         }
         let ids: Vec<AgentId> = claims.iter().map(|(_, claim)| claim.agent).collect();
         let store = &app.0.store;
-        let (agents, waiting, projects) =
-            tokio::try_join!(store.agents_of(&ids), store.waiting_classes(), store.projects())?;
+        let waiting = store.waiting_classes().await?;
+        if waiting.is_empty() {
+            let idle = |&(at, claim): &(usize, Claim)| Asker::idle(at, claim);
+            round.askers = claims.iter().map(idle).collect();
+            return Ok(round);
+        }
+        let (agents, projects) = tokio::try_join!(store.agents_of(&ids), store.projects())?;
         let mut classes = vec![];
         for id in waiting {
             classes.extend(app.class(id).await?.map(|class| (id, class)));
@@ -352,7 +363,7 @@ impl App {
         let Some(row) = self.0.store.agent(agent).await? else { return Ok(false) };
         let grace = i64::try_from(self.0.timing.grace.as_millis()).unwrap_or(Millis::MAX);
         let online = now.saturating_sub(row.seen_at) < grace;
-        let busy = busy(&self.0.store.open_leases(Some(agent)).await?);
+        let busy = busy(&self.0.store.open_leases(Some(&[agent])).await?);
         let agent = as_agent(row, online, busy);
         Ok(admits(&agent, now) && agent.free(backend) > 0)
     }

@@ -47,7 +47,7 @@ async fn listed_leases_go_on_in_the_new_session(world: World) {
     let welcome = world.hello(agent, 2, 2, &journal).await;
     assert_eq!(welcome.reconciled.keep.len(), 2);
     assert_eq!(world.statuses(build).await, "j0:running j1:running", "Hello counts as Started");
-    for lease in world.store.open_leases(Some(agent)).await.unwrap() {
+    for lease in world.store.open_leases(Some(&[agent])).await.unwrap() {
         assert_eq!((lease.session, lease.phase), (welcome.session, LeasePhase::Running));
     }
     assert_eq!(world.claim(welcome.session).await, [], "its slots are taken");

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use async_trait::async_trait;
 use kiln_core::{
     Millis,
-    agent::Load,
+    agent::{Admission, Load},
     build::Counts,
     event::Record,
     id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
@@ -124,9 +124,10 @@ impl Store for Memory {
         Ok(rows)
     }
 
-    async fn open_leases(&self, agent: Option<AgentId>) -> Result<Vec<LeaseRow>> {
+    async fn open_leases(&self, agents: Option<&[AgentId]>) -> Result<Vec<LeaseRow>> {
         let mut rows = all(&self.snapshot().leases);
-        rows.retain(|row| row.phase.is_open() && agent.is_none_or(|agent| row.agent == agent));
+        let is_asked = |row: &LeaseRow| agents.is_none_or(|agents| agents.contains(&row.agent));
+        rows.retain(|row| row.phase.is_open() && is_asked(row));
         Ok(rows)
     }
 
@@ -148,6 +149,12 @@ impl Store for Memory {
 
     async fn agents_of(&self, ids: &[AgentId]) -> Result<Vec<AgentRow>> {
         Ok(rows(&self.snapshot().agents, &sorted(ids)))
+    }
+
+    async fn admissions(&self, agents: Option<&[AgentId]>) -> Result<Vec<(AgentId, Admission)>> {
+        let mut rows = all(&self.snapshot().agents);
+        rows.retain(|row| agents.is_none_or(|agents| agents.contains(&row.id)));
+        Ok(rows.into_iter().map(|row| (row.id, row.admission)).collect())
     }
 
     async fn evicted_agent(&self, id: AgentId) -> Result<Option<EvictedAgentRow>> {

@@ -1,7 +1,7 @@
 //! Table `agent`.
 
-use kiln_core::id::AgentId;
-use sea_orm::entity::prelude::*;
+use kiln_core::{agent::Admission, id::AgentId};
+use sea_orm::{QuerySelect, entity::prelude::*};
 
 use super::{
     super::{AgentRow, Error, Result},
@@ -85,6 +85,30 @@ pub(super) async fn save(conn: &impl ConnectionTrait, row: &AgentRow) -> Result<
         "agent",
         &row.name,
     ))
+}
+
+/// Admissions of some agents, or of all.
+pub(super) async fn admissions(
+    conn: &impl ConnectionTrait,
+    agents: Option<&[AgentId]>,
+) -> Result<Vec<(AgentId, Admission)>> {
+    let select = || Entity::find().select_only().columns([Column::Id, Column::Admission]);
+    let mut found: Vec<(Uuid, String)> = vec![];
+    let action = "read the admissions of agents";
+    match agents {
+        None => found = select().into_tuple().all(conn).await.map_err(failed(action))?,
+        Some(agents) => {
+            let ids: Vec<Uuid> = agents.iter().map(|agent| agent.uuid()).collect();
+            for piece in ids.chunks(set::MOST) {
+                let select = select().filter(Column::Id.is_in(set::padded(piece)));
+                found.extend(select.into_tuple::<(Uuid, String)>().all(conn).await.map_err(failed(action))?);
+            }
+        }
+    }
+    let read = |(id, text): (Uuid, String)| {
+        Ok((AgentId::from_uuid(id), from_json(TABLE, "admission", &text)?))
+    };
+    found.into_iter().map(read).collect()
 }
 
 pub(super) async fn delete(conn: &impl ConnectionTrait, id: AgentId) -> Result<()> {

@@ -116,14 +116,19 @@ pub(super) async fn save(conn: &impl ConnectionTrait, rows: &[LeaseRow]) -> Resu
 
 pub(super) async fn open(
     conn: &impl ConnectionTrait,
-    agent: Option<AgentId>,
+    agents: Option<&[AgentId]>,
 ) -> Result<Vec<LeaseRow>> {
-    let mut select =
-        Entity::find().filter(Expr::col((Entity, Column::Open))).order_by_asc(Column::Id);
-    if let Some(agent) = agent {
-        select = select.filter(Column::Agent.eq(agent.uuid()));
-    }
-    set::rows(conn, select, "read open leases").await
+    let action = "read open leases";
+    let select = Entity::find().filter(Expr::col((Entity, Column::Open)));
+    let mut rows: Vec<LeaseRow> = match agents {
+        None => set::rows(conn, select, action).await?,
+        Some(agents) => {
+            let agents = agents.iter().map(|agent| agent.uuid());
+            set::among(conn, select, Column::Agent, agents, action).await?
+        }
+    };
+    rows.sort_unstable_by_key(|row| row.id);
+    Ok(rows)
 }
 
 /// Counts by agent and backend.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use kiln_core::{
     Millis,
-    agent::Load,
+    agent::{Admission, Load},
     event::Record,
     id::{AgentId, BuildId, ClassId, JobId, LeaseId, ProjectId, SessionId, TokenId},
     schedule::Class,
@@ -105,8 +105,8 @@ impl Store for Sql {
         lease::of_job(&self.reader, job).await
     }
 
-    async fn open_leases(&self, agent: Option<AgentId>) -> Result<Vec<LeaseRow>> {
-        lease::open(&self.reader, agent).await
+    async fn open_leases(&self, agents: Option<&[AgentId]>) -> Result<Vec<LeaseRow>> {
+        lease::open(&self.reader, agents).await
     }
 
     async fn artifacts_of(&self, jobs: &[JobId]) -> Result<Vec<ArtifactRow>> {
@@ -127,6 +127,10 @@ impl Store for Sql {
     async fn agents_of(&self, ids: &[AgentId]) -> Result<Vec<AgentRow>> {
         let (select, ids) = (agent::Entity::find(), ids.iter().map(|id| id.uuid()));
         set::among(&self.reader, select, agent::Column::Id, ids, "read agents").await
+    }
+
+    async fn admissions(&self, agents: Option<&[AgentId]>) -> Result<Vec<(AgentId, Admission)>> {
+        agent::admissions(&self.reader, agents).await
     }
 
     async fn evicted_agent(&self, id: AgentId) -> Result<Option<EvictedAgentRow>> {

@@ -118,7 +118,7 @@ impl Tx for SqlTx {
     }
 
     async fn open_leases(&mut self, agent: AgentId) -> Result<Vec<LeaseRow>> {
-        lease::open(&**self, Some(agent)).await
+        lease::open(&**self, Some(&[agent])).await
     }
 
     async fn busy(&mut self, agents: &[AgentId]) -> Result<BTreeMap<AgentId, Busy>> {
