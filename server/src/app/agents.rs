@@ -131,10 +131,10 @@ impl Work for Admit<'_> {
     type Output = AgentRow;
 
     async fn run(&self, _: &App, tx: &mut dyn Tx) -> Result<(AgentRow, Effects)> {
-        let row = tx.lock_agent(self.agent).await?;
+        let row = tx.lock_agents(&[self.agent]).await?.pop();
         let mut row = row.ok_or_else(|| Error::not_found("agent", self.name))?;
         row.admission = self.admission.clone();
-        tx.save_agent(&row).await?;
+        tx.save_agents(std::slice::from_ref(&row)).await?;
         let agents = BTreeSet::from([self.agent]);
         Ok((row, Effects { agents, ..Effects::default() }))
     }
@@ -159,12 +159,11 @@ impl Work for Evict<'_> {
     type Output = u32;
 
     async fn run(&self, app: &App, tx: &mut dyn Tx) -> Result<(u32, Effects)> {
-        let row = tx.lock_agent(self.agent).await?;
+        let row = tx.lock_agents(&[self.agent]).await?.pop();
         let row = row.ok_or_else(|| Error::not_found("agent", self.name))?;
-        for session in tx.lock_sessions_of(self.agent).await? {
-            tx.close_session(session.id, None).await?;
-        }
-        let leases = tx.open_leases(self.agent).await?;
+        let sessions = tx.lock_sessions_of(&[self.agent]).await?;
+        tx.close_sessions(&sessions.iter().map(|session| session.id).collect::<Vec<_>>()).await?;
+        let leases = tx.open_leases(&[self.agent]).await?;
         let transitions = lost(&leases, "its agent was removed");
         let now = app.0.clock.now();
         let mut effects = apply(tx, &transitions, now).await?.effects;

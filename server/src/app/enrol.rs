@@ -74,7 +74,7 @@ impl Work for Enrol<'_> {
         let token = tx.lock_token(self.token).await?;
         let mut token = token.ok_or(Error::Unauthenticated("the token was revoked"))?;
         if let Some((agent, at)) = token.used {
-            let known = tx.lock_agent(agent).await?;
+            let known = tx.lock_agents(&[agent]).await?.pop();
             let same = known.is_some_and(|known| {
                 known.name == self.name
                     && bool::from(known.credential_sha256.ct_eq(self.credential_sha256))

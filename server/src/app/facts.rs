@@ -7,10 +7,7 @@ use std::{
 
 use kiln_core::{agent::Admission, id::AgentId, session::LeaseFacts};
 
-use super::{
-    App, Error, Result,
-    gather::Question,
-};
+use super::{App, Error, Result, gather::Question};
 
 /// A session looks at the rows of its agent.
 #[derive(Debug)]

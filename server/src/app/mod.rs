@@ -104,6 +104,7 @@ struct Inner {
     committer: commit::Committer,
     beats: beats::Beats,
     facts: gather::Gather<facts::Look>,
+    hellos: gather::Gather<hello::Greeting>,
     dispatch: dispatch::Dispatch,
     reaper: reaper::Reaper,
     uses: uses::Uses,
@@ -130,6 +131,7 @@ impl App {
             committer: commit::Committer::default(),
             beats: beats::Beats::default(),
             facts: gather::Gather::default(),
+            hellos: gather::Gather::default(),
             dispatch: dispatch::Dispatch::default(),
             reaper: reaper::Reaper::default(),
             uses: uses::Uses::default(),
@@ -153,6 +155,7 @@ impl App {
         self.0.committer.start(self, tracker, shutdown, committers.max(1));
         self.0.beats.start(self, tracker, shutdown);
         self.0.facts.start(self, tracker, shutdown);
+        self.0.hellos.start(self, tracker, shutdown);
         tracker.spawn(dispatch::run(self.clone(), shutdown.clone()));
     }
 

@@ -230,10 +230,10 @@ impl Work for Bury<'_> {
         let SessionRow { id, agent, beat, .. } = self.dead.session;
         // A transaction that waited for long may come before heartbeats that waited as well.
         let waited = app.0.clock.elapsed().saturating_sub(self.dead.read_at);
-        if waited > app.0.timing.sweep * GAP_SWEEPS || !tx.close_session(id, Some(beat)).await? {
+        if waited > app.0.timing.sweep * GAP_SWEEPS || !tx.close_silent_session(id, beat).await? {
             return Ok((None, Effects::default()));
         }
-        let mut leases = tx.open_leases(agent).await?;
+        let mut leases = tx.open_leases(&[agent]).await?;
         leases.retain(|lease| lease.session == id);
         let transitions = lost(&leases, "the agent fell silent");
         let mut effects = apply(tx, &transitions, app.0.clock.now()).await?.effects;
@@ -261,9 +261,9 @@ impl Work for EndPause {
     type Output = ();
 
     async fn run(&self, app: &App, tx: &mut dyn Tx) -> Result<((), Effects)> {
-        if let Some(mut row) = tx.lock_agent(self.0).await? {
+        if let Some(mut row) = tx.lock_agents(&[self.0]).await?.pop() {
             row.admission = row.admission.at(app.0.clock.now());
-            tx.save_agent(&row).await?;
+            tx.save_agents(&[row]).await?;
         }
         let agents = BTreeSet::from([self.0]);
         Ok(((), Effects { agents, ..Effects::default() }))

@@ -155,10 +155,10 @@ impl Work for SaveProfile<'_> {
     type Output = ();
 
     async fn run(&self, _: &App, tx: &mut dyn Tx) -> Result<((), Effects)> {
-        let row = tx.lock_agent(self.agent).await?;
+        let row = tx.lock_agents(&[self.agent]).await?.pop();
         let mut row = row.ok_or_else(|| Error::not_found("agent", self.agent))?;
         row.profile = self.profile.clone();
-        tx.save_agent(&row).await?;
+        tx.save_agents(&[row]).await?;
         Ok(((), Effects::default()))
     }
 }

@@ -204,8 +204,8 @@ pub trait Tx: Send {
 
     async fn insert_leases(&mut self, rows: &[LeaseRow]) -> Result<()>;
     async fn leases(&mut self, ids: &[LeaseId]) -> Result<Vec<LeaseRow>>;
-    /// Open leases of an agent.
-    async fn open_leases(&mut self, agent: AgentId) -> Result<Vec<LeaseRow>>;
+    /// Open leases of some agents.
+    async fn open_leases(&mut self, agents: &[AgentId]) -> Result<Vec<LeaseRow>>;
     /// How many leases of each backend these agents hold open; who holds none is missing.
     async fn busy(&mut self, agents: &[AgentId]) -> Result<BTreeMap<AgentId, Busy>>;
     async fn save_leases(&mut self, rows: &[LeaseRow]) -> Result<()>;
@@ -228,17 +228,20 @@ pub trait Tx: Send {
 
     /// Errors with `Exists` where the name is taken; the transaction must then be dropped.
     async fn insert_agent(&mut self, row: &AgentRow) -> Result<()>;
-    async fn lock_agent(&mut self, id: AgentId) -> Result<Option<AgentRow>>;
-    async fn save_agent(&mut self, row: &AgentRow) -> Result<()>;
+    /// Locks and returns them by id.
+    async fn lock_agents(&mut self, ids: &[AgentId]) -> Result<Vec<AgentRow>>;
+    /// Saves all but their names.
+    async fn save_agents(&mut self, rows: &[AgentRow]) -> Result<()>;
     /// Removes an agent and notes who it was. Its sessions go with it; leases and jobs keep its id.
     async fn evict_agent(&mut self, row: &EvictedAgentRow) -> Result<()>;
-    async fn insert_session(&mut self, row: &SessionRow) -> Result<()>;
+    async fn insert_sessions(&mut self, rows: &[SessionRow]) -> Result<()>;
     /// Locks and returns them by id.
     async fn lock_sessions(&mut self, ids: &[SessionId]) -> Result<Vec<SessionRow>>;
-    /// Open sessions of an agent, locked.
-    async fn lock_sessions_of(&mut self, agent: AgentId) -> Result<Vec<SessionRow>>;
-    /// Closes it where it is open and its beat is the observed one (`None`: any); says whether it did.
-    async fn close_session(&mut self, id: SessionId, observed_beat: Option<i64>) -> Result<bool>;
+    /// Open sessions of some agents, locked.
+    async fn lock_sessions_of(&mut self, agents: &[AgentId]) -> Result<Vec<SessionRow>>;
+    async fn close_sessions(&mut self, ids: &[SessionId]) -> Result<()>;
+    /// Closes it where it is open and its beat is the observed one; says whether it did.
+    async fn close_silent_session(&mut self, id: SessionId, observed_beat: i64) -> Result<bool>;
 
     async fn insert_token(&mut self, row: &TokenRow) -> Result<()>;
     async fn lock_token(&mut self, id: TokenId) -> Result<Option<TokenRow>>;

@@ -47,10 +47,8 @@ async fn seed(store: &SharedStore) -> [SessionRow; 3] {
     for row in &agents {
         tx.insert_agent(row).await.unwrap();
     }
-    for row in &sessions {
-        tx.insert_session(row).await.unwrap();
-    }
-    assert!(tx.close_session(sessions[0].id, None).await.unwrap());
+    tx.insert_sessions(&sessions).await.unwrap();
+    tx.close_sessions(&[sessions[0].id]).await.unwrap();
     tx.commit().await.unwrap();
     sessions
 }
@@ -65,12 +63,12 @@ pub(crate) async fn agents_round_trip_and_names_are_unique(Made { store, .. }: M
     drop(tx);
 
     let mut tx = store.begin().await.unwrap();
-    let mut row = tx.lock_agent(agent(31).id).await.unwrap().unwrap();
+    let mut row = tx.lock_agents(&[agent(31).id]).await.unwrap().remove(0);
     row.admission = Admission::Draining;
     row.epoch = 9;
     row.profile.cpu_millis = 4_000;
     row.load.memory_available_bytes = u64::MAX;
-    tx.save_agent(&row).await.unwrap();
+    tx.save_agents(std::slice::from_ref(&row)).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(store.agents().await.unwrap(), [row.clone(), agent(32)]);
     assert_eq!(store.agent(row.id).await.unwrap(), Some(row.clone()));
@@ -89,7 +87,7 @@ pub(crate) async fn an_evicted_agent_is_gone_but_known(Made { store, .. }: Made)
     let evicted = EvictedAgentRow { id, name, credential_sha256, evicted_at: 7 };
     let mut tx = store.begin().await.unwrap();
     tx.evict_agent(&evicted).await.unwrap();
-    assert_eq!(tx.lock_agent(id).await.unwrap(), None);
+    assert_eq!(tx.lock_agents(&[id]).await.unwrap(), []);
     tx.commit().await.unwrap();
     assert_eq!(store.agents().await.unwrap(), [agent(31)]);
     assert_eq!(store.evicted_agent(agent(31).id).await.unwrap(), None);
@@ -117,14 +115,14 @@ pub(crate) async fn a_session_is_closed_by_the_beat_that_was_observed(Made { sto
     let id = sessions[1].id;
     store.beat(&[(id, Load::default())], 77).await.unwrap();
     let mut tx = store.begin().await.unwrap();
-    assert!(!tx.close_session(id, Some(0)).await.unwrap());
+    assert!(!tx.close_silent_session(id, 0).await.unwrap());
     let row = tx.lock_sessions(&[id]).await.unwrap().remove(0);
     assert_eq!((row.open, row.beat), (true, 1));
-    assert_eq!(tx.lock_sessions_of(agent(31).id).await.unwrap(), [row]);
-    assert!(tx.close_session(id, Some(1)).await.unwrap());
-    assert!(!tx.close_session(id, None).await.unwrap());
+    assert_eq!(tx.lock_sessions_of(&[agent(31).id]).await.unwrap(), [row]);
+    assert!(tx.close_silent_session(id, 1).await.unwrap());
+    assert!(!tx.close_silent_session(id, 1).await.unwrap());
     assert!(!tx.lock_sessions(&[id]).await.unwrap()[0].open);
-    assert!(tx.lock_sessions_of(agent(31).id).await.unwrap().is_empty());
+    assert!(tx.lock_sessions_of(&[agent(31).id]).await.unwrap().is_empty());
     tx.commit().await.unwrap();
     assert_eq!(store.sessions().await.unwrap(), sessions[2..]);
 }

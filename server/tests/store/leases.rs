@@ -20,7 +20,7 @@ pub(crate) async fn leases_round_trip_and_open_ones_are_found(Made { store, .. }
         tx.leases(&[rows[2].id, rows[0].id]).await.unwrap(),
         [rows[0].clone(), rows[2].clone()]
     );
-    assert_eq!(tx.open_leases(mine).await.unwrap(), rows[..2]);
+    assert_eq!(tx.open_leases(&[mine]).await.unwrap(), rows[..2]);
     let held = |count| [("shell".to_owned(), count)].into();
     let none = AgentId::from_uuid(uuid(33));
     assert_eq!(

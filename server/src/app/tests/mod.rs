@@ -141,6 +141,7 @@ impl World {
     fn deaf(self) -> Self {
         let world = Self::idle(Arc::clone(&self.store), Arc::clone(&self.clock));
         world.app.0.committer.start(&world.app, &world.tracker, &world.shutdown, 1);
+        world.app.0.hellos.start(&world.app, &world.tracker, &world.shutdown);
         world
     }
 

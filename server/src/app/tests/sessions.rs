@@ -15,6 +15,7 @@ scenarios! {
     giving_back_spends_no_attempt_and_ends_after_ten_times,
     giving_back_what_was_started_is_a_failure_of_the_machinery,
     an_evicted_agent_loses_its_leases_and_its_cancelled_jobs_end,
+    hellos_of_a_moment_are_answered_each_for_itself,
 }
 
 /// Two jobs given to an agent, the second of them started.
@@ -150,5 +151,34 @@ async fn an_evicted_agent_loses_its_leases_and_its_cancelled_jobs_end(world: Wor
     assert!(matches!(world.app.facts(agent).await.unwrap_err(), Error::Evicted));
     let error = world.app.evict_agent("a").await.unwrap_err();
     assert!(matches!(error, Error::NotFound { what: "agent", .. }), "{error}");
+    world.check().await;
+}
+
+async fn hellos_of_a_moment_are_answered_each_for_itself(world: World) {
+    let (agent, build, given) = one_leased_one_running(&world).await;
+    let other = world.enrol("b").await;
+    let unknown = AgentId::from_uuid(world.clock.id());
+    let hello = |of, epoch, listed: &[&Assignment]| {
+        let journal = listed.iter().map(|given| (given.lease, Held::Running)).collect();
+        let instance = "machine".to_owned();
+        world.app.hello(of, Hello { instance, epoch, profile: profile(2), journal })
+    };
+    let (first, again, gone, beside) = tokio::join!(
+        hello(agent, 2, &[&given[1]]),
+        hello(agent, 3, &[&given[1]]),
+        hello(unknown, 1, &[]),
+        hello(other, 1, &[&given[0]]),
+    );
+    let (first, again, beside) = (first.unwrap(), again.unwrap(), beside.unwrap());
+    assert_eq!(first.reconciled.give_back, [given[0].lease]);
+    assert_eq!(again.reconciled.keep, [(given[1].lease, false)]);
+    assert_eq!(beside.reconciled.abandon, [given[0].lease], "it is another agent's");
+    assert!(matches!(gone.unwrap_err(), Error::NotFound { what: "agent", .. }));
+    let mut open: Vec<_> = world.store.sessions().await.unwrap().iter().map(|row| row.id).collect();
+    open.sort_unstable();
+    assert_eq!(open, [again.session, beside.session], "the first of them is closed");
+    assert_eq!(world.statuses(build).await, "j0:queued j1:running");
+    let recorded = world.finish(again.session, given[1].lease, Outcome::Succeeded).await;
+    assert_eq!(recorded, Recorded::Finished);
     world.check().await;
 }

@@ -196,9 +196,9 @@ impl Tx for MemoryTx {
         Ok(rows(&self.state.leases, &sorted(ids)))
     }
 
-    async fn open_leases(&mut self, agent: AgentId) -> Result<Vec<LeaseRow>> {
-        let leases = self.state.leases.values().map(Arc::as_ref);
-        Ok(leases.filter(|row| row.agent == agent && row.phase.is_open()).cloned().collect())
+    async fn open_leases(&mut self, agents: &[AgentId]) -> Result<Vec<LeaseRow>> {
+        let open = self.state.leases.values().filter(|row| row.phase.is_open());
+        Ok(open.filter(|row| agents.contains(&row.agent)).map(|row| (**row).clone()).collect())
     }
 
     async fn busy(&mut self, agents: &[AgentId]) -> Result<BTreeMap<AgentId, Busy>> {
@@ -254,12 +254,14 @@ impl Tx for MemoryTx {
         Ok(())
     }
 
-    async fn lock_agent(&mut self, id: AgentId) -> Result<Option<AgentRow>> {
-        Ok(row(&self.state.agents, &id))
+    async fn lock_agents(&mut self, ids: &[AgentId]) -> Result<Vec<AgentRow>> {
+        Ok(rows(&self.state.agents, &sorted(ids)))
     }
 
-    async fn save_agent(&mut self, row: &AgentRow) -> Result<()> {
-        put(&mut self.state.agents, row.id, row.clone());
+    async fn save_agents(&mut self, rows: &[AgentRow]) -> Result<()> {
+        for row in rows {
+            put(&mut self.state.agents, row.id, row.clone());
+        }
         Ok(())
     }
 
@@ -270,8 +272,10 @@ impl Tx for MemoryTx {
         Ok(())
     }
 
-    async fn insert_session(&mut self, row: &SessionRow) -> Result<()> {
-        put(&mut self.state.sessions, row.id, row.clone());
+    async fn insert_sessions(&mut self, rows: &[SessionRow]) -> Result<()> {
+        for row in rows {
+            put(&mut self.state.sessions, row.id, row.clone());
+        }
         Ok(())
     }
 
@@ -279,20 +283,24 @@ impl Tx for MemoryTx {
         Ok(rows(&self.state.sessions, &sorted(ids)))
     }
 
-    async fn lock_sessions_of(&mut self, agent: AgentId) -> Result<Vec<SessionRow>> {
-        let sessions = self.state.sessions.values().map(Arc::as_ref);
-        Ok(sessions.filter(|row| row.agent == agent && row.open).cloned().collect())
+    async fn lock_sessions_of(&mut self, agents: &[AgentId]) -> Result<Vec<SessionRow>> {
+        let open = self.state.sessions.values().filter(|row| row.open);
+        Ok(open.filter(|row| agents.contains(&row.agent)).map(|row| (**row).clone()).collect())
     }
 
-    async fn close_session(&mut self, id: SessionId, observed: Option<i64>) -> Result<bool> {
+    async fn close_sessions(&mut self, ids: &[SessionId]) -> Result<()> {
+        for session in rows(&self.state.sessions, ids) {
+            put(&mut self.state.sessions, session.id, SessionRow { open: false, ..session });
+        }
+        Ok(())
+    }
+
+    async fn close_silent_session(&mut self, id: SessionId, observed: i64) -> Result<bool> {
         let session = row(&self.state.sessions, &id);
-        let Some(session) =
-            session.filter(|row| row.open && observed.is_none_or(|beat| row.beat == beat))
-        else {
-            return Ok(false);
-        };
-        put(&mut self.state.sessions, id, SessionRow { open: false, ..session });
-        Ok(true)
+        match session.filter(|row| row.open && row.beat == observed) {
+            Some(session) => self.close_sessions(&[session.id]).await.map(|()| true),
+            None => Ok(false),
+        }
     }
 
     async fn insert_token(&mut self, row: &TokenRow) -> Result<()> {

@@ -70,9 +70,8 @@ pub(super) async fn insert(conn: &impl ConnectionTrait, row: &AgentRow) -> Resul
     set::insert(conn, &models, "").await.map_err(taken("insert an agent", "agent", &row.name))
 }
 
-pub(super) async fn save(conn: &impl ConnectionTrait, row: &AgentRow) -> Result<()> {
+pub(super) async fn save(conn: &impl ConnectionTrait, rows: &[AgentRow]) -> Result<()> {
     let columns = [
-        Column::Name,
         Column::CredentialSha256,
         Column::Admission,
         Column::Profile,
@@ -80,11 +79,8 @@ pub(super) async fn save(conn: &impl ConnectionTrait, row: &AgentRow) -> Result<
         Column::SeenAt,
         Column::Epoch,
     ];
-    set::update(conn, &[Model::from(row)], Column::Id, &columns).await.map_err(taken(
-        "save an agent",
-        "agent",
-        &row.name,
-    ))
+    let models: Vec<_> = rows.iter().map(Model::from).collect();
+    set::update(conn, &models, Column::Id, &columns).await.map_err(failed("save agents"))
 }
 
 /// Admissions of some agents, or of all.
@@ -101,7 +97,13 @@ pub(super) async fn admissions(
             let ids: Vec<Uuid> = agents.iter().map(|agent| agent.uuid()).collect();
             for piece in ids.chunks(set::MOST) {
                 let select = select().filter(Column::Id.is_in(set::padded(piece)));
-                found.extend(select.into_tuple::<(Uuid, String)>().all(conn).await.map_err(failed(action))?);
+                found.extend(
+                    select
+                        .into_tuple::<(Uuid, String)>()
+                        .all(conn)
+                        .await
+                        .map_err(failed(action))?,
+                );
             }
         }
     }

@@ -5,7 +5,9 @@ use kiln_core::{
     agent::Load,
     id::{AgentId, SessionId},
 };
-use sea_orm::{QueryOrder, QuerySelect, Statement, entity::prelude::*, sea_query::LockType};
+use sea_orm::{
+    QueryOrder, QuerySelect, Statement, UpdateMany, entity::prelude::*, sea_query::LockType,
+};
 
 use super::{
     super::{Error, Result, SessionRow},
@@ -61,39 +63,49 @@ impl TryFrom<Model> for SessionRow {
     }
 }
 
-pub(super) async fn insert(conn: &impl ConnectionTrait, row: &SessionRow) -> Result<()> {
-    set::insert(conn, &[Model::from(row)], "").await.map_err(failed("insert a session"))
+pub(super) async fn insert(conn: &impl ConnectionTrait, rows: &[SessionRow]) -> Result<()> {
+    let models: Vec<_> = rows.iter().map(Model::from).collect();
+    set::insert(conn, &models, "").await.map_err(failed("insert sessions"))
 }
 
 fn open() -> Select<Entity> {
-    Entity::find().filter(Expr::col((Entity, Column::Open))).order_by_asc(Column::Id)
+    Entity::find().filter(Expr::col((Entity, Column::Open)))
 }
 
 pub(super) async fn all_open(conn: &impl ConnectionTrait) -> Result<Vec<SessionRow>> {
-    set::rows(conn, open(), "read open sessions").await
+    set::rows(conn, open().order_by_asc(Column::Id), "read open sessions").await
 }
 
 pub(super) async fn lock_open_of(
     conn: &impl ConnectionTrait,
-    agent: AgentId,
+    agents: &[AgentId],
 ) -> Result<Vec<SessionRow>> {
-    let select = open().filter(Column::Agent.eq(agent.uuid())).lock(LockType::NoKeyUpdate);
-    set::rows(conn, select, "lock the sessions of an agent").await
+    let select = open().lock(LockType::NoKeyUpdate);
+    let agents = agents.iter().map(|agent| agent.uuid());
+    set::among(conn, select, Column::Agent, agents, "lock the sessions of agents").await
 }
 
-pub(super) async fn close(
+fn closing() -> UpdateMany<Entity> {
+    let open = Expr::col(Column::Open);
+    Entity::update_many().col_expr(Column::Open, Expr::value(false)).filter(open)
+}
+
+pub(super) async fn close(conn: &impl ConnectionTrait, ids: &[SessionId]) -> Result<()> {
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.uuid()).collect();
+    for piece in ids.chunks(set::MOST) {
+        let update = closing().filter(Column::Id.is_in(set::padded(piece)));
+        update.exec(conn).await.map_err(failed("close sessions"))?;
+    }
+    Ok(())
+}
+
+pub(super) async fn close_silent(
     conn: &impl ConnectionTrait,
     id: SessionId,
-    observed: Option<i64>,
+    observed: i64,
 ) -> Result<bool> {
-    let mut update = Entity::update_many()
-        .col_expr(Column::Open, Expr::value(false))
-        .filter(Column::Id.eq(id.uuid()))
-        .filter(Expr::col(Column::Open));
-    if let Some(beat) = observed {
-        update = update.filter(Column::Beat.eq(beat));
-    }
-    let closed = update.exec(conn).await.map_err(failed("close a session"))?;
+    let update = closing().filter(Column::Id.eq(id.uuid())).filter(Column::Beat.eq(observed));
+    let closed = update.exec(conn).await.map_err(failed("close a silent session"))?;
     Ok(closed.rows_affected > 0)
 }
 

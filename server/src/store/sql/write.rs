@@ -117,8 +117,8 @@ impl Tx for SqlTx {
         set::among(&**self, lease::Entity::find(), lease::Column::Id, ids, "read leases").await
     }
 
-    async fn open_leases(&mut self, agent: AgentId) -> Result<Vec<LeaseRow>> {
-        lease::open(&**self, Some(&[agent])).await
+    async fn open_leases(&mut self, agents: &[AgentId]) -> Result<Vec<LeaseRow>> {
+        lease::open(&**self, Some(agents)).await
     }
 
     async fn busy(&mut self, agents: &[AgentId]) -> Result<BTreeMap<AgentId, Busy>> {
@@ -154,13 +154,13 @@ impl Tx for SqlTx {
         agent::insert(&**self, row).await
     }
 
-    async fn lock_agent(&mut self, id: AgentId) -> Result<Option<AgentRow>> {
-        let select = agent::Entity::find_by_id(id.uuid()).lock(LOCK);
-        set::one(&**self, select, "lock an agent").await
+    async fn lock_agents(&mut self, ids: &[AgentId]) -> Result<Vec<AgentRow>> {
+        let (select, ids) = (agent::Entity::find().lock(LOCK), ids.iter().map(|id| id.uuid()));
+        set::among(&**self, select, agent::Column::Id, ids, "lock agents").await
     }
 
-    async fn save_agent(&mut self, row: &AgentRow) -> Result<()> {
-        agent::save(&**self, row).await
+    async fn save_agents(&mut self, rows: &[AgentRow]) -> Result<()> {
+        agent::save(&**self, rows).await
     }
 
     async fn evict_agent(&mut self, row: &EvictedAgentRow) -> Result<()> {
@@ -168,8 +168,8 @@ impl Tx for SqlTx {
         evicted_agent::insert(&**self, row).await
     }
 
-    async fn insert_session(&mut self, row: &SessionRow) -> Result<()> {
-        session::insert(&**self, row).await
+    async fn insert_sessions(&mut self, rows: &[SessionRow]) -> Result<()> {
+        session::insert(&**self, rows).await
     }
 
     async fn lock_sessions(&mut self, ids: &[SessionId]) -> Result<Vec<SessionRow>> {
@@ -177,12 +177,16 @@ impl Tx for SqlTx {
         set::among(&**self, select, session::Column::Id, ids, "lock sessions").await
     }
 
-    async fn lock_sessions_of(&mut self, agent: AgentId) -> Result<Vec<SessionRow>> {
-        session::lock_open_of(&**self, agent).await
+    async fn lock_sessions_of(&mut self, agents: &[AgentId]) -> Result<Vec<SessionRow>> {
+        session::lock_open_of(&**self, agents).await
     }
 
-    async fn close_session(&mut self, id: SessionId, observed: Option<i64>) -> Result<bool> {
-        session::close(&**self, id, observed).await
+    async fn close_sessions(&mut self, ids: &[SessionId]) -> Result<()> {
+        session::close(&**self, ids).await
+    }
+
+    async fn close_silent_session(&mut self, id: SessionId, observed: i64) -> Result<bool> {
+        session::close_silent(&**self, id, observed).await
     }
 
     async fn insert_token(&mut self, row: &TokenRow) -> Result<()> {
