@@ -1,8 +1,15 @@
 //! A commit of a git repository into a workspace, by the `git` program: with an environment of its own, no hooks, no
-//! prompts, only the protocols that are allowed. Keys stay with this process's user and never enter a container.
+//! prompts, only the protocols that are allowed. Keys stay with this process's user and never enter a container; the
+//! credential of a URL is a file beside the workspace for as long as git needs it.
+
+mod address;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
 };
@@ -12,6 +19,7 @@ use tokio::{
     process::Command,
 };
 
+pub(crate) use self::address::Address;
 use crate::{backend::Failure, run::Run};
 
 /// What of git's output is kept; a remote can send any amount.
@@ -32,7 +40,7 @@ const INHERITED: [&str; 8] = [
 /// What to check out.
 #[derive(Debug)]
 pub(crate) struct Checkout<'a> {
-    pub(crate) url: &'a str,
+    pub(crate) from: Address<'a>,
     /// Branch, tag or full commit id; empty is the default branch.
     pub(crate) reference: &'a str,
     pub(crate) submodules: bool,
@@ -49,36 +57,36 @@ struct Ran {
 impl Checkout<'_> {
     /// Fills the (empty) workspace and says in the log what was checked out. Cancelled by being dropped.
     pub(crate) async fn run(&self, run: &Run) -> Result<String, Failure> {
-        let local = self.url.starts_with('/');
+        let (scheme, url) = (self.from.scheme(), self.from.argument());
+        let local = self.is_local();
         if local && !self.allow_local {
             return Err(Failure::user(format!(
-                "source.git.url: {} is a path, and this agent does not allow local repositories (allow_local_git)",
-                self.url
+                "source.git.url: {url} is a path, and this agent does not allow local repositories (allow_local_git)"
             )));
         }
-        let scheme = self.url.split_once("://").map_or("", |(scheme, _)| scheme);
         if !local && !PROTOCOLS.contains(&scheme) {
             return Err(Failure::user(format!(
                 "source.git.url: {scheme:?} is not allowed; use https, http, ssh or git"
             )));
         }
-        self.write_config(run)
+        let _home = self
+            .write_config(run)
             .map_err(|error| Failure::infra(format!("git's configuration: {error}")))?;
         self.must(run, &["init", "--quiet", "."]).await?;
-        self.fetch(run).await?;
+        self.fetch(run, &url).await?;
         self.must(run, &["checkout", "--quiet", "--detach", "FETCH_HEAD"]).await?;
         if self.submodules {
             // Submodules with relative addresses lie beside this one.
-            self.must(run, &["remote", "add", "origin", self.url]).await?;
+            self.must(run, &["remote", "add", "origin", &url]).await?;
             self.must(run, &["submodule", "update", "--init", "--recursive", "--depth", "1"])
                 .await?;
         }
         let commit = self.must(run, &["rev-parse", "HEAD"]).await?.out.trim().to_owned();
-        say(run, &format!("checked out {commit} of {}", public(self.url))).await?;
+        say(run, &format!("checked out {commit} of {}", self.from.public())).await?;
         Ok(commit)
     }
 
-    async fn fetch(&self, run: &Run) -> Result<(), Failure> {
+    async fn fetch(&self, run: &Run, url: &str) -> Result<(), Failure> {
         let wanted = if self.reference.is_empty() { "HEAD" } else { self.reference };
         let fetch = [
             "fetch",
@@ -90,7 +98,7 @@ impl Checkout<'_> {
             "--end-of-options",
         ];
         let mut args = fetch.to_vec();
-        args.extend([self.url, wanted]);
+        args.extend([url, wanted]);
         let ran = self.git(run, &args).await?;
         if ran.status.success() {
             return Ok(());
@@ -98,7 +106,7 @@ impl Checkout<'_> {
         let missing =
             ["couldn't find remote ref", "not our ref", "no such remote ref", "invalid refspec"];
         if missing.iter().any(|text| ran.err.to_lowercase().contains(text)) {
-            let of = public(self.url);
+            let of = self.from.public();
             return Err(Failure::user(format!("source.git.ref: {of} has no {wanted:?}")));
         }
         Err(self.failed(&args, &ran))
@@ -113,7 +121,7 @@ impl Checkout<'_> {
         let verb = args.first().copied().unwrap_or_default();
         let last =
             ran.err.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
-        let (of, last) = (public(self.url), self.scrub(last));
+        let of = self.from.public();
         Failure::infra(format!("git {verb} of {of} failed ({}): {last}", ran.status))
     }
 
@@ -126,32 +134,37 @@ impl Checkout<'_> {
         let status = status.map_err(|error| Failure::infra(format!("git: {error}")))?;
         let ran = Ran { status, out, err };
         if !ran.err.trim().is_empty() {
-            say(run, &self.scrub(&ran.err)).await?;
+            say(run, &ran.err).await?;
         }
         Ok(ran)
     }
 
     /// The only configuration that git reads. A file, because what is given on the command line does not reach the
     /// git that serves a local repository.
-    fn write_config(&self, run: &Run) -> io::Result<()> {
+    fn write_config(&self, run: &Run) -> io::Result<Home> {
         let mut text = "[core]\n\thooksPath = /dev/null\n[advice]\n\tdetachedHead = false\n\
             [init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n[protocol]\n\tallow = never\n"
             .to_owned();
         for protocol in PROTOCOLS {
             text.extend(["[protocol \"", protocol, "\"]\n\tallow = always\n"]);
         }
-        if self.url.starts_with('/') {
+        if self.is_local() {
             text.push_str("[protocol \"file\"]\n\tallow = always\n[safe]\n\tdirectory = *\n");
         }
-        fs::write(config(run), text)
+        let home = Home(home(run));
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(&home.0)?;
+        if let Some(line) = self.from.credential() {
+            text.push_str("[credential]\n\thelper = store\n");
+            let mut file = fs::OpenOptions::new();
+            file.write(true).create(true).truncate(true).mode(0o600);
+            file.open(home.0.join(".git-credentials"))?.write_all(line.as_bytes())?;
+        }
+        fs::write(config(run), text)?;
+        Ok(home)
     }
 
-    /// Git repeats the URL in its messages; what stands before the `@` is nobody's business.
-    fn scrub(&self, text: &str) -> String {
-        match userinfo(self.url) {
-            Some(secret) => text.replace(secret, "***"),
-            None => text.to_owned(),
-        }
+    fn is_local(&self) -> bool {
+        self.from.argument().starts_with('/')
     }
 }
 
@@ -172,7 +185,7 @@ fn command(run: &Run, args: &[&str]) -> Command {
             ("SSH_ASKPASS", ""),
             ("GIT_SSH_COMMAND", "ssh -oBatchMode=yes"),
         ])
-        .env("HOME", config(run).with_extension("home"))
+        .env("HOME", home(run))
         .env("GIT_CONFIG_GLOBAL", config(run))
         .args(args)
         .current_dir(run.workspace())
@@ -187,15 +200,19 @@ fn config(run: &Run) -> PathBuf {
     run.dir().join("git.config")
 }
 
-fn userinfo(url: &str) -> Option<&str> {
-    let (_, rest) = url.split_once("://")?;
-    let authority = rest.split('/').next()?;
-    authority.rsplit_once('@').map(|(user, _)| user)
+/// Git's home, with the credential of the URL. What is in it is gone when the checkout is over.
+struct Home(PathBuf);
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(%error, folder = %self.0.display(), "git's home can't be removed");
+        }
+    }
 }
 
-/// A URL without a user's name and password.
-pub(crate) fn public(url: &str) -> String {
-    userinfo(url).map_or_else(|| url.to_owned(), |user| url.replacen(&format!("{user}@"), "", 1))
+fn home(run: &Run) -> PathBuf {
+    run.dir().join("git.home")
 }
 
 async fn say(run: &Run, text: &str) -> Result<(), Failure> {
@@ -268,63 +285,5 @@ impl<R: io::Read> io::Read for Limited<R> {
             .checked_sub(read as u64)
             .ok_or_else(|| io::Error::other("the archive unpacks to more than the agent allows"))?;
         Ok(read)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{io::Write, os::unix::fs::symlink};
-
-    use super::*;
-
-    #[test]
-    fn a_url_shows_without_its_password() {
-        assert_eq!(public("https://me:pw@host/x@y"), "https://host/x@y");
-        assert_eq!(public("https://host/x@y"), "https://host/x@y");
-        assert_eq!(public("/srv/repo"), "/srv/repo");
-    }
-
-    fn packed(build: impl FnOnce(&mut tar::Builder<&mut Vec<u8>>)) -> tempfile::NamedTempFile {
-        let mut plain = vec![];
-        let mut builder = tar::Builder::new(&mut plain);
-        build(&mut builder);
-        builder.finish().unwrap();
-        drop(builder);
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&zstd::encode_all(&plain[..], 1).unwrap()).unwrap();
-        file
-    }
-
-    fn put(builder: &mut tar::Builder<&mut Vec<u8>>, path: &str, content: &[u8]) {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        header.set_mode(0o755);
-        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
-        header.set_cksum();
-        builder.append(&header, content).unwrap();
-    }
-
-    #[test]
-    fn an_archive_unpacks_within_the_workspace_only() {
-        let into = tempfile::tempdir().unwrap();
-        let good = packed(|builder| put(builder, "bin/tool", b"#!/bin/sh\n"));
-        unpack(good.path(), into.path(), 1 << 20).unwrap();
-        assert_eq!(fs::read(into.path().join("bin/tool")).unwrap(), b"#!/bin/sh\n");
-
-        let outside = tempfile::tempdir().unwrap();
-        let up = packed(|builder| put(builder, "../escaped", b"x"));
-        assert!(unpack(up.path(), into.path(), 1 << 20).is_err());
-        symlink(outside.path(), into.path().join("link")).unwrap();
-        let through = packed(|builder| put(builder, "link/escaped", b"x"));
-        assert!(unpack(through.path(), into.path(), 1 << 20).is_err());
-        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn an_archive_that_unpacks_to_too_much_is_refused() {
-        let into = tempfile::tempdir().unwrap();
-        let bomb = packed(|builder| put(builder, "zeros", &vec![0; 1 << 20]));
-        let error = unpack(bomb.path(), into.path(), 100 << 10).unwrap_err();
-        assert!(error.to_string().contains("more than the agent allows"), "{error}");
     }
 }

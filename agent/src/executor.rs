@@ -241,15 +241,16 @@ impl Executor {
         match source {
             Some(Source::Git { url, r#ref, submodules }) => {
                 let allow_local = self.world.config.allow_local_git;
+                let from = checkout::Address::of(url);
                 let checkout = checkout::Checkout {
-                    url,
+                    from,
                     reference: r#ref,
                     submodules: *submodules,
                     allow_local,
                 };
                 let limit = Duration::from_secs(self.world.config.checkout_limit_s);
                 let commit = timeout(limit, checkout.run(run)).await.map_err(|_| {
-                    let of = checkout::public(url);
+                    let of = from.public();
                     Failure::infra(format!("the checkout of {of} took longer than {limit:?}"))
                 })??;
                 tracing::info!(lease = %run.lease, commit, "checked out");
