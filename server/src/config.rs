@@ -57,7 +57,10 @@ pub struct Config {
     pub grace_ms: u64,
     /// Milliseconds between two sweeps, which find what hints have missed.
     pub sweep_ms: u64,
-    /// Milliseconds that a shutdown may take at most.
+    /// Milliseconds between the moment when a server that is told to end is ready no more and its refusal of new
+    /// calls: what a load balancer needs to see it. Zero where nothing stands before the server.
+    pub drain_ms: u64,
+    /// Milliseconds that the calls and streams, which are told to end then, may take at most.
     pub shutdown_ms: u64,
     pub limits: Limits,
     pub metrics: Metrics,
@@ -81,6 +84,7 @@ impl Default for Config {
             heartbeat_ms: 10_000,
             grace_ms: 60_000,
             sweep_ms: 5_000,
+            drain_ms: 0,
             shutdown_ms: 10_000,
             limits: Limits::default(),
             metrics: Metrics::default(),

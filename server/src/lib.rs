@@ -10,6 +10,7 @@ pub mod files;
 pub mod grpc;
 pub mod logs;
 pub mod metrics;
+mod recent;
 pub mod secrets;
 pub mod serve;
 pub mod session;

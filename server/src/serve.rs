@@ -1,13 +1,11 @@
 //! The assembly of a server: store, wake, use cases, edges, and an end within a bound.
-//!
-//! ```text
-//! stop ──▶ streams end, no new calls ──▶ (calls are answered) ──▶ halt ──▶ committers end ──▶ store closed
-//! ```
 
 mod bytes;
 mod gate;
 mod http;
 mod keys;
+mod life;
+mod ready;
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,6 +15,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{service::Routes, transport::server::TcpIncoming};
 
 use gate::Gate;
+use life::Life;
+use ready::Readiness;
 
 use crate::{
     app::{self, App},
@@ -218,7 +218,7 @@ async fn assemble(
         let keep = bytes::Keep::of(&config);
         life.tasks.spawn(bytes::tend(stored, keep, life.halt.clone()));
     }
-    let routes = routes(&app, files, stored, config.limits.frames_per_second, &life).await?;
+    let routes = routes(&app, files, stored, config.limits.frames_per_second, &life)?;
     let server = server(
         auth,
         Gate::new(&config.limits, app.metrics().clone()),
@@ -237,49 +237,6 @@ async fn assemble(
     });
     tracing::info!(%addr, "the server listens");
     Ok(Running { addr, app, main })
-}
-
-/// How a server ends.
-struct Life {
-    /// Streams end, and no new call is taken.
-    stop: CancellationToken,
-    /// What serves the calls ends.
-    halt: CancellationToken,
-    tasks: TaskTracker,
-    bound: Duration,
-}
-
-impl Life {
-    fn new(config: &Config, shutdown: &CancellationToken) -> Self {
-        Self {
-            stop: shutdown.child_token(),
-            halt: CancellationToken::new(),
-            tasks: TaskTracker::new(),
-            bound: Duration::from_millis(config.shutdown_ms),
-        }
-    }
-
-    /// Runs the server until it ends or is told to; then ends everything else within the bound.
-    async fn end(self, server: impl Future<Output = Result<()>>) -> Result<()> {
-        tokio::pin!(server);
-        let ended = tokio::select! {
-            ended = &mut server => ended,
-            () = self.stop.cancelled() => {
-                let ended = tokio::time::timeout(self.bound, server).await;
-                ended.unwrap_or_else(|_| {
-                    tracing::warn!("some calls did not end in time; they are cut");
-                    Ok(())
-                })
-            }
-        };
-        self.stop.cancel();
-        self.halt.cancel();
-        self.tasks.close();
-        if tokio::time::timeout(self.bound, self.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.tasks.len(), "some tasks did not end in time");
-        }
-        ended
-    }
 }
 
 /// What must be there before the first call.
@@ -322,7 +279,7 @@ async fn sweep(app: App, limiter: Limiter, files: Arc<dyn Files>, halt: Cancella
     }
 }
 
-async fn routes(
+fn routes(
     app: &App,
     files: Arc<dyn Files>,
     stored: Option<Stored>,
@@ -338,20 +295,16 @@ async fn routes(
         session::Parts { app: app.clone(), files: Arc::clone(&files), stop: life.stop.clone() };
     let builds = BuildServiceServer::new(Builds::new(app.clone(), files, life.stop.clone()));
     let agents = AgentServiceServer::new(Agents::new(parts, life.tasks.clone(), frames));
+    let blobs = stored.as_ref().map(|stored| stored.artifacts.clone());
+    let ready = Readiness::new(app.clone(), blobs, life.leaving.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<BuildServiceServer<Builds>>().await;
-    let stop = life.stop.clone();
-    life.tasks.spawn(async move {
-        stop.cancelled().await;
-        health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-        health.set_not_serving::<BuildServiceServer<Builds>>().await;
-    });
+    life.tasks.spawn(ready::report(ready.clone(), health, life.halt.clone()));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(kiln_proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let routes = Routes::from(http::router(app.clone(), life.stop.clone()))
+    let routes = Routes::from(http::router(app.clone(), ready))
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

@@ -1,9 +1,6 @@
 //! How much waits and runs, for the metrics: asked of the rows, but not by each who reads the page.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{App, Result};
 use crate::store::{Census, Wait};
@@ -11,18 +8,11 @@ use crate::store::{Census, Wait};
 /// For how long an answer is good enough.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// The last answer, and when it was given.
-#[derive(Debug, Default)]
-pub(super) struct Recent(Mutex<Option<(Duration, Arc<Census>)>>);
-
 impl App {
     /// Counts of what waits and of what is open, a few seconds old at most.
     pub async fn census(&self) -> Result<Arc<Census>> {
         let now = self.0.clock.elapsed();
-        let recent = self.0.census.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((at, census)) = recent
-            && now.saturating_sub(at) < FRESH
-        {
+        if let Some(census) = self.0.census.get(now, FRESH) {
             return Ok(census);
         }
         let store = &self.0.store;
@@ -37,9 +27,13 @@ impl App {
             }
         }
         let census = Arc::new(census);
-        let known = (now, Arc::clone(&census));
-        *self.0.census.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        self.0.census.put(now, Arc::clone(&census));
         Ok(census)
+    }
+
+    /// The newest migration of the database: a sign of its life.
+    pub async fn schema(&self) -> Result<String> {
+        Ok(self.0.store.schema().await?)
     }
 
     /// Sessions of this process.

@@ -46,8 +46,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     clock::SharedClock,
     metrics::Metrics,
+    recent::Recent,
     secrets::Keys,
-    store::{SharedStore, jobs::Effects},
+    store::{Census, SharedStore, jobs::Effects},
     wake::{Subscription, Topic, Wake},
 };
 
@@ -99,7 +100,7 @@ struct Inner {
     clock: SharedClock,
     timing: Timing,
     metrics: Metrics,
-    census: census::Recent,
+    census: Recent<Arc<Census>>,
     names: names::Names,
     committer: commit::Committer,
     beats: beats::Beats,
@@ -126,7 +127,7 @@ impl App {
             clock,
             timing,
             metrics,
-            census: census::Recent::default(),
+            census: Recent::default(),
             names: names::Names::default(),
             committer: commit::Committer::default(),
             beats: beats::Beats::default(),

@@ -90,6 +90,16 @@ impl Artifacts {
         Ok(Self { parts, seats: Seats::default() })
     }
 
+    /// Errors where the store of the blobs does not answer, or is another one than at the start.
+    pub async fn reach(&self) -> Result<()> {
+        let found = object_identity(self.parts.objects.as_ref(), &self.parts.root, None).await?;
+        if found.is_empty() {
+            let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::io("find", &"the store of artifacts", gone));
+        }
+        Ok(())
+    }
+
     /// Where the object of this name is.
     fn object(&self, name: &str) -> Path {
         name.split('/').fold(self.parts.root.clone(), Path::join)

@@ -2,33 +2,32 @@
 
 use std::time::Duration;
 
-use axum::{
-    Router,
-    extract::State,
-    http::{HeaderName, StatusCode, header::CONTENT_TYPE},
-    routing::get,
-};
-use tokio_util::sync::CancellationToken;
-
+use super::ready::{Readiness, Report};
 use crate::{
     app::App,
     metrics::{Metrics, Now},
 };
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderName, StatusCode, header::CONTENT_TYPE},
+    routing::get,
+};
 
-/// A database that takes longer to answer is not ready.
+/// Of a database that takes longer to answer nothing is said.
 const WITHIN: Duration = Duration::from_secs(2);
 
-pub(super) fn router(app: App, stop: CancellationToken) -> Router {
+pub(super) fn router(app: App, readiness: Readiness) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state((app, stop))
+        .with_state((app, readiness))
 }
 
 /// What is counted, and what the rows say at the moment.
 async fn metrics(
-    State((app, _)): State<(App, CancellationToken)>,
+    State((app, _)): State<(App, Readiness)>,
 ) -> ([(HeaderName, &'static str); 1], String) {
     let census = tokio::time::timeout(WITHIN, app.census()).await;
     let census = match census {
@@ -44,20 +43,9 @@ async fn metrics(
     ([(CONTENT_TYPE, Metrics::TYPE)], app.metrics().page(&now))
 }
 
-/// It can reach its database and is not about to end.
-async fn ready(
-    State((app, stop)): State<(App, CancellationToken)>,
-) -> Result<&'static str, (StatusCode, &'static str)> {
-    let busy = |why| (StatusCode::SERVICE_UNAVAILABLE, why);
-    if stop.is_cancelled() {
-        return Err(busy("the server shuts down\n"));
-    }
-    match tokio::time::timeout(WITHIN, app.projects()).await {
-        Ok(Ok(_)) => Ok("ready\n"),
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "not ready");
-            Err(busy("the database can't be used\n"))
-        }
-        Err(_) => Err(busy("the database does not answer\n")),
-    }
+/// Whether calls should come here.
+async fn ready(State((_, ready)): State<(App, Readiness)>) -> (StatusCode, Json<Report>) {
+    let report = ready.report().await;
+    let status = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(report))
 }

@@ -63,6 +63,9 @@ pub trait Store: Debug + Send + Sync {
     /// Begins a write transaction (IMMEDIATE on SQLite). Dropped without commit, it changes nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
 
+    /// Name of the newest migration that was applied.
+    async fn schema(&self) -> Result<String>;
+
     async fn project(&self, name: &str) -> Result<Option<ProjectRow>>;
     /// All by name.
     async fn projects(&self) -> Result<Vec<ProjectRow>>;

@@ -3,17 +3,93 @@
 use std::{sync::Arc, time::Duration};
 
 use kiln_proto::v1;
-use kiln_server::{Base, Config, serve, serve_with, store::memory::Memory};
+use kiln_server::{
+    Base, Config, config, serve, serve_with,
+    store::{memory::Memory, sql},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::world::{World, shell};
+use crate::world::{World, get, shell};
 
 #[tokio::test]
 async fn probes_answer_over_plain_http() {
     let world = World::start().await;
     assert!(world.get("/healthz", "").await.starts_with("HTTP/1.1 200"));
     assert!(world.get("/readyz", "").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_server_that_is_to_end_is_ready_no_more_but_serves_until_it_is_drained() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let drain = |config| Config { drain_ms: 3_000, ..config };
+    let mut world = World::with(drain).await;
+    let mut health = HealthClient::new(world.client(""));
+    let request = HealthCheckRequest { service: String::new() };
+    assert_eq!(health.check(request.clone()).await.unwrap().into_inner().status, 1);
+    let build = world.submit(vec![shell("a")]).await;
+    let mut watch = world.watch(&build.id, build.last_event).await;
+    let told = std::time::Instant::now();
+    world.shutdown.cancel();
+    let answer = world.get("/readyz", "").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains(r#""ready":false"#) && answer.contains(r#""draining":true"#));
+    assert!(answer.contains(r#""database":"ok","schema":"memory""#), "{answer}");
+    assert!(world.get("/healthz", "").await.starts_with("HTTP/1.1 200"));
+    while health.check(request.clone()).await.unwrap().into_inner().status != 2 {}
+    // Who has not looked yet is served as before.
+    world.submit(vec![shell("b")]).await;
+    let status = watch.message().await.expect_err("nothing happens to the build");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(told.elapsed() >= Duration::from_secs(3), "{:?}", told.elapsed());
+    world.running.take().unwrap().wait().await.unwrap();
+}
+
+/// The first answer of `/readyz` that says no: what was found a moment ago is good enough.
+async fn refusal(address: std::net::SocketAddr) -> String {
+    loop {
+        let answer = get(address, "/readyz", "").await;
+        if answer.starts_with("HTTP/1.1 503") {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_its_storage_is_not_ready() {
+    let home = tempfile::tempdir().unwrap();
+    let config = Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        data_dir: home.path().to_owned(),
+        ..Config::default()
+    };
+    let stop = CancellationToken::new();
+    let server = serve(config, stop.clone()).await.unwrap();
+    let answer = get(server.addr, "/readyz", "").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains(r#""storage":"ok""#) && answer.contains(r#""schema":"m2"#), "{answer}");
+    std::fs::remove_dir_all(home.path().join("artifacts")).unwrap();
+    let answer = refusal(server.addr).await;
+    assert!(answer.contains(r#""database":"ok""#), "{answer}");
+    assert!(answer.contains(r#""storage":"failed""#), "{answer}");
+    stop.cancel();
+    server.wait().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_without_its_database_is_not_ready() {
+    let home = tempfile::tempdir().unwrap();
+    let url = format!("sqlite:{}", home.path().join("kiln.db").display());
+    let sql = sql::connect(&url, &sql::Options::default()).await.unwrap();
+    sql.migrate().await.unwrap();
+    let base = Base::local(Arc::new(sql.clone()));
+    let open = |config| Config { metrics: config::Metrics { open: true }, ..config };
+    let world = World::on(base, home, open).await;
+    sql.close().await;
+    let answer = refusal(world.address).await;
+    assert!(answer.contains(r#""database":"failed","storage":"none""#), "{answer}");
+    assert!(world.get("/metrics", "").await.contains("\nkiln_database_up 0\n"));
 }
 
 #[tokio::test]

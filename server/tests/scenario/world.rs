@@ -49,6 +49,20 @@ pub(crate) struct World {
     _home: TempDir,
 }
 
+/// The answer to a plain HTTP request, its head included.
+pub(crate) async fn get(address: std::net::SocketAddr, path: &str, secret: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let bearer = match secret {
+        "" => String::new(),
+        secret => format!("authorization: Bearer {secret}\r\n"),
+    };
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{bearer}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
 impl World {
     pub(crate) async fn start() -> Self {
         Self::with(|config| config).await
@@ -80,19 +94,8 @@ impl World {
         Self { running: Some(running), shutdown, address, admin, channel, _home: home }
     }
 
-    /// The answer to a plain HTTP request, its head included.
     pub(crate) async fn get(&self, path: &str, secret: &str) -> String {
-        let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
-        let bearer = match secret {
-            "" => String::new(),
-            secret => format!("authorization: Bearer {secret}\r\n"),
-        };
-        let request =
-            format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{bearer}\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        get(self.address, path, secret).await
     }
 
     pub(crate) fn client(&self, secret: &str) -> Client {

@@ -29,6 +29,10 @@ impl Store for Memory {
         Ok(Box::new(self.open().await))
     }
 
+    async fn schema(&self) -> Result<String> {
+        Ok("memory".to_owned())
+    }
+
     async fn project(&self, name: &str) -> Result<Option<ProjectRow>> {
         Ok(self
             .snapshot()

@@ -34,6 +34,14 @@ impl Sql {
     }
 }
 
+/// Name of the newest migration that was applied.
+pub(super) async fn newest(conn: &impl ConnectionTrait) -> Result<String> {
+    let text = "SELECT MAX(version) AS version FROM seaql_migrations";
+    let rows = all(conn, "read the newest migration", text, vec![]).await?;
+    let newest = rows.first().map(|row| get::<Option<String>>(row, "version")).transpose()?;
+    Ok(newest.flatten().unwrap_or_default())
+}
+
 /// The schema has all of our migrations, and some that this server does not know.
 async fn is_newer(conn: &DatabaseTransaction) -> Result<bool> {
     let table = "seaql_migrations";

@@ -21,13 +21,17 @@ use super::{
         SessionRow, Store, TokenRow, Tx,
     },
     Sql, agent, artifact, audit, build, census, class, event, evicted_agent, group, job, job_spec,
-    lease, need, project, queue, secret, secret_grant, session, set, sweep, token,
+    lease, migrate, need, project, queue, secret, secret_grant, session, set, sweep, token,
 };
 
 #[async_trait]
 impl Store for Sql {
     async fn begin(&self) -> Result<Box<dyn Tx>> {
         Ok(Box::new(self.open().await?))
+    }
+
+    async fn schema(&self) -> Result<String> {
+        migrate::newest(&self.reader).await
     }
 
     async fn project(&self, name: &str) -> Result<Option<ProjectRow>> {
