@@ -9,6 +9,7 @@ use std::{
 };
 
 use kiln_core::{id::LeaseId, session::Assignment};
+use kiln_sdk::Trust;
 use tokio::{
     sync::{mpsc, watch},
     time::{interval, sleep, timeout},
@@ -49,6 +50,8 @@ pub enum Error {
     Server(#[from] kiln_sdk::Error),
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
+    #[error("ca_fingerprint {0}")]
+    Fingerprint(&'static str),
     #[error("this program's own file can't be found: {0}")]
     Executable(std::io::Error),
     #[error("the server evicted this agent: its jobs were ended, and their results are not wanted")]
@@ -138,7 +141,9 @@ fn read(path: &PathBuf) -> Result<String, Error> {
 
 fn address(config: &Config) -> Result<Address, Error> {
     let ca_pem = config.ca_file.as_ref().map(read).transpose()?.map(String::into_bytes);
-    Ok(Address { url: config.server.clone(), ca_pem })
+    let ca_fingerprint = config.fingerprint().map_err(Error::Fingerprint)?;
+    let trust = Trust { ca_pem, ca_fingerprint, identity: None };
+    Ok(Address { url: config.server.clone(), trust })
 }
 
 /// As [`run`], with backends of the caller's own, and with the program that supervises jobs.

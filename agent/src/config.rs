@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use kiln_core::Millis;
+use kiln_sdk::Fingerprint;
 use serde::{Deserialize, Serialize};
 
 use crate::backend;
@@ -15,6 +16,8 @@ pub struct Config {
     pub server: String,
     /// PEM of the authority that signed the server's certificate.
     pub ca_file: Option<PathBuf>,
+    /// Its digest, as sha256:…; trusts it without a file. Empty: none.
+    pub ca_fingerprint: String,
     /// Folder of the agent's identity and jobs. One agent at a time uses it.
     #[serde(rename = "data")]
     pub data_dir: PathBuf,
@@ -39,6 +42,7 @@ impl Default for Config {
         Self {
             server: "http://127.0.0.1:7420".to_owned(),
             ca_file: None,
+            ca_fingerprint: String::new(),
             data_dir: PathBuf::from("/var/lib/kiln/agent"),
             name: String::new(),
             labels: BTreeMap::new(),
@@ -53,6 +57,15 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The authority that is trusted without a file.
+    pub fn fingerprint(&self) -> Result<Option<Fingerprint>, &'static str> {
+        if self.ca_fingerprint.is_empty() {
+            Ok(None)
+        } else {
+            self.ca_fingerprint.parse().map(Some)
+        }
+    }
+
     /// What can be seen to be wrong without trying: all of it, as the field and what to do.
     pub fn check(&self) -> Vec<(&'static str, String)> {
         let mut found = vec![];
@@ -65,6 +78,8 @@ impl Config {
             ["http://", "https://"].iter().find_map(|scheme| self.server.strip_prefix(scheme));
         let reachable = host.is_some_and(|host| !host.is_empty() && !host.starts_with([':', '/']));
         refuse(!reachable, "server", "must be like http://host:port or https://host:port");
+        let wrong = self.fingerprint().is_err();
+        refuse(wrong, "ca_fingerprint", "must be like sha256:…, as `kiln ca show` prints it");
         refuse(self.data_dir.as_os_str().is_empty(), "data", "must name a folder");
         refuse(self.cancel_grace_ms < 0, "cancel_grace_ms", "must be at least 0");
         refuse(self.checkout_limit_s == 0, "checkout_limit_s", "must be at least 1");

@@ -8,7 +8,7 @@ mod session;
 use std::{path::Path, time::Duration};
 
 use kiln_core::id::{AgentId, LeaseId};
-use kiln_sdk::{Client, Error, Options, Policy, v1};
+use kiln_sdk::{Client, Error, Options, Policy, Trust, v1};
 use tonic::Code;
 
 pub use logs::{Acked, PushError, Pusher};
@@ -23,16 +23,17 @@ const PATIENT: Policy =
     Policy { attempts: u32::MAX, base: Duration::from_millis(100), cap: Duration::from_secs(10) };
 
 /// Where the server is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Address {
     pub url: String,
-    pub ca_pem: Option<Vec<u8>>,
+    /// For `https://`.
+    pub trust: Trust,
 }
 
 impl Address {
     fn options(&self) -> Options {
         let mut options = Options::new(&self.url).resume(PATIENT);
-        options.ca_pem.clone_from(&self.ca_pem);
+        options.trust.clone_from(&self.trust);
         USER_AGENT.clone_into(&mut options.user_agent);
         options
     }
@@ -93,9 +94,11 @@ pub(crate) async fn enroll(
                         .into()
                 });
             }
-            Err(status) if status.code() == Code::Unavailable => last = Some(status),
-            Err(status) => return Err(status.into()),
+            Err(status) => match Error::from(status) {
+                error if error.code() == Code::Unavailable => last = Some(error),
+                error => return Err(error),
+            },
         }
     }
-    Err(last.unwrap_or_else(|| tonic::Status::unavailable("the server does not answer")).into())
+    Err(last.unwrap_or_else(|| tonic::Status::unavailable("the server does not answer").into()))
 }

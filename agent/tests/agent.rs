@@ -134,7 +134,7 @@ impl Setup {
     async fn new() -> Self {
         let fake = Fake::start().await;
         let data = tempfile::tempdir().unwrap();
-        let address = Address { url: fake.url.clone(), ca_pem: None };
+        let address = Address { url: fake.url.clone(), ..Address::default() };
         let identity = enroll(&address, "token", "one", data.path()).await.unwrap();
         let config = Config {
             server: fake.url.clone(),

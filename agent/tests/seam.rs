@@ -128,7 +128,7 @@ async fn agent_runs(script: &str) -> (Hello, Report) {
         data_dir: data.path().to_owned(),
         ..Config::default()
     };
-    let server = Address { url: config.server.clone(), ca_pem: None };
+    let server = Address { url: config.server.clone(), ..Address::default() };
     let identity = enroll(&server, "token", "test", data.path()).await.unwrap();
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();

@@ -31,6 +31,12 @@ pub(crate) struct Global {
     /// File that holds the bearer token; KILN_TOKEN holds the token itself
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
+    /// PEM file of the authority that signed the server's certificate [env: KILN_CA_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Digest of that authority, as sha256:…, in place of its file [env: KILN_CA_FINGERPRINT]
+    #[arg(long, global = true, value_name = "DIGEST")]
+    pub(crate) ca_fingerprint: Option<String>,
     /// Context of the configuration file to use [env: KILN_CONTEXT]
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) context: Option<String>,
@@ -53,6 +59,8 @@ impl Global {
     pub(crate) fn with_environment(mut self) -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         self.server = self.server.or_else(|| set("KILN_SERVER"));
+        self.ca_file = self.ca_file.or_else(|| set("KILN_CA_FILE").map(PathBuf::from));
+        self.ca_fingerprint = self.ca_fingerprint.or_else(|| set("KILN_CA_FINGERPRINT"));
         self.context = self.context.or_else(|| set("KILN_CONTEXT"));
         self
     }

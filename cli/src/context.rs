@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kiln_sdk::Options;
+use kiln_sdk::{Fingerprint, Options, Trust};
 use serde::{Deserialize, Serialize};
 
 use crate::{args::Global, cmd::Result, failure::Failure};
@@ -15,6 +15,8 @@ use crate::{args::Global, cmd::Result, failure::Failure};
 pub(crate) const DEFAULT_SERVER: &str = "http://127.0.0.1:7420";
 /// Written by a server at its first start, readable by its own user only.
 pub(crate) const ADMIN_TOKEN: &str = "admin.token";
+/// Written by a server with TLS at each start: the authorities that sign its certificate.
+pub(crate) const AUTHORITIES: &str = "ca.pem";
 
 /// The configuration file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -35,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) token_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ca_fingerprint: Option<String>,
 }
 
 /// `$XDG_CONFIG_HOME/kiln/config.toml`.
@@ -138,13 +142,34 @@ pub(crate) fn options(global: &Global) -> Result<Options> {
     let server = server.unwrap_or_else(|| DEFAULT_SERVER.to_owned());
     let mut options = Options::new(server.trim_end_matches('/'));
     options.user_agent = concat!("kiln/", env!("CARGO_PKG_VERSION")).into();
-    if let Some(path) = context.and_then(|context| context.ca_file.as_ref()) {
-        options = options.ca_pem(fs::read(path).map_err(|e| Failure::file("read", path, &e))?);
-    }
+    options.trust = trust(global, context, &server)?;
     Ok(match token(global, context, &server)? {
         Some(secret) => options.token(secret),
         None => options,
     })
+}
+
+/// Whom to trust. Only a server of this machine is believed to be of the authority in this machine's data folder.
+fn trust(global: &Global, context: Option<&Context>, server: &str) -> Result<Trust> {
+    let ca_file = global.ca_file.as_ref();
+    let ca_fingerprint = global.ca_fingerprint.as_deref();
+    // What is said for this call replaces what the context says.
+    let context = context.filter(|_| ca_file.is_none() && ca_fingerprint.is_none());
+    let ca_file = ca_file.or_else(|| context?.ca_file.as_ref());
+    let ca_fingerprint = ca_fingerprint.or_else(|| context?.ca_fingerprint.as_deref());
+    let ca_fingerprint = ca_fingerprint.map(fingerprint).transpose()?;
+    let ca_pem = match ca_file {
+        Some(path) => Some(fs::read(path).map_err(|e| Failure::file("read", path, &e))?),
+        None if ca_fingerprint.is_none() && is_local(server) => {
+            fs::read(data_dir().join(AUTHORITIES)).ok()
+        }
+        None => None,
+    };
+    Ok(Trust { ca_pem, ca_fingerprint, identity: None })
+}
+
+pub(crate) fn fingerprint(text: &str) -> Result<Fingerprint> {
+    text.parse().map_err(|wrong| Failure::usage(format!("bad fingerprint {text:?}: it {wrong}")))
 }
 
 fn token(global: &Global, context: Option<&Context>, server: &str) -> Result<Option<String>> {

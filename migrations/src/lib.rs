@@ -17,6 +17,7 @@ mod m20261121_000040_secrets;
 mod m20261121_000050_audit;
 mod m20261121_000051_token_use;
 mod m20261121_000055_token_names;
+mod m20261121_000060_certificates;
 mod schema;
 
 use sea_orm_migration::{MigrationTrait, MigratorTrait, async_trait::async_trait};
@@ -43,6 +44,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261121_000050_audit::Migration),
             Box::new(m20261121_000051_token_use::Migration),
             Box::new(m20261121_000055_token_names::Migration),
+            Box::new(m20261121_000060_certificates::Migration),
         ]
     }
 }

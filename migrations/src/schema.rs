@@ -13,6 +13,11 @@ pub(crate) use sea_orm_migration::schema::{
 
 pub(crate) type Result = std::result::Result<(), DbErr>;
 
+/// A number that names a row, chosen by us.
+pub(crate) fn pk_bigint(name: &'static str) -> ColumnDef {
+    big_integer(name).primary_key().take()
+}
+
 /// A table of these columns, with keys to other tables.
 pub(crate) async fn table(
     manager: &SchemaManager<'_>,

@@ -6,12 +6,14 @@ use tonic::{
     Code, Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Channel, Endpoint},
 };
 
 use crate::{
     Error,
+    connect::Connector,
     retry::{Backoff, Policy, is_transient},
+    tls::{Fault, Fingerprint, Identity, Tls, Trust},
     v1::{
         admin_service_client::AdminServiceClient, agent_service_client::AgentServiceClient,
         artifact_service_client::ArtifactServiceClient, build_service_client::BuildServiceClient,
@@ -53,8 +55,8 @@ pub struct Options {
     pub server: String,
     /// Absent: no credential is presented.
     pub token: Option<Token>,
-    /// PEM of the authority that signed the server's certificate, for `https://`.
-    pub ca_pem: Option<Vec<u8>>,
+    /// For `https://`: whom to trust, and who this side is.
+    pub trust: Trust,
     /// How long a connection may take to come up.
     pub connect_timeout: Duration,
     /// How long one attempt of a single call may take.
@@ -72,7 +74,7 @@ impl Options {
         Self {
             server: server.into(),
             token: None,
-            ca_pem: None,
+            trust: Trust::default(),
             connect_timeout: Duration::from_secs(5),
             call_timeout: Duration::from_secs(30),
             retry: Policy::CALL,
@@ -87,9 +89,24 @@ impl Options {
         self
     }
 
+    /// PEM of the authority that signed the server's certificate.
     #[must_use]
     pub fn ca_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.ca_pem = Some(pem.into());
+        self.trust.ca_pem = Some(pem.into());
+        self
+    }
+
+    /// Digest of the authority that signed the server's certificate, in place of its file.
+    #[must_use]
+    pub const fn ca_fingerprint(mut self, fingerprint: Fingerprint) -> Self {
+        self.trust.ca_fingerprint = Some(fingerprint);
+        self
+    }
+
+    /// The certificate of this side.
+    #[must_use]
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.trust.identity = Some(identity);
         self
     }
 
@@ -105,7 +122,7 @@ impl Options {
         self
     }
 
-    fn endpoint(&self) -> Result<Endpoint, Error> {
+    fn endpoint(&self) -> Result<(Endpoint, Option<Tls>), Error> {
         let bad = |detail: String| {
             Error::local(
                 Code::InvalidArgument,
@@ -113,28 +130,25 @@ impl Options {
             )
             .with_hint("write it as http://host:port or https://host:port")
         };
-        let tls = self.server.starts_with("https://");
-        if !tls && !self.server.starts_with("http://") {
-            return Err(bad(String::new()));
-        }
-        let endpoint = Endpoint::from_shared(self.server.clone())
+        let rest = self.server.strip_prefix("https://");
+        let plain = match rest {
+            Some(rest) => format!("http://{rest}"),
+            None if self.server.starts_with("http://") => self.server.clone(),
+            None => return Err(bad(String::new())),
+        };
+        // The connector is the one that knows of TLS; the origin is what calls are made to.
+        let origin = self.server.parse().map_err(|error| bad(format!(": {error}")))?;
+        let endpoint = Endpoint::from_shared(plain)
             .and_then(|endpoint| endpoint.user_agent(self.user_agent.clone()))
             .map_err(|error| bad(format!(": {error}")))?
+            .origin(origin)
             .connect_timeout(self.connect_timeout)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        if !tls {
-            return Ok(endpoint);
-        }
-        let mut config = ClientTlsConfig::new();
-        if let Some(pem) = &self.ca_pem {
-            config = config.ca_certificate(Certificate::from_pem(pem));
-        }
-        endpoint.tls_config(config).map_err(|error| bad(format!(": {error}")))
+        Ok((endpoint, rest.map(|_| Tls::new(&self.trust)).transpose()?))
     }
 
     fn bearer(&self) -> Result<Bearer, Error> {
@@ -168,30 +182,43 @@ pub type Transport = InterceptedService<Channel, Bearer>;
 #[derive(Debug, Clone)]
 pub struct Client {
     transport: Transport,
+    tls: Option<Tls>,
     options: std::sync::Arc<Options>,
 }
 
 impl Client {
     /// Connects now, and fails when the server is not there.
     pub async fn connect(options: Options) -> Result<Self, Error> {
-        let (endpoint, bearer) = (options.endpoint()?, options.bearer()?);
-        let channel = endpoint.connect().await.map_err(|error| {
-            Error::local(
-                Code::Unavailable,
-                format!("cannot reach {}: {}", options.server, root(&error)),
-            )
+        let ((endpoint, tls), bearer) = (options.endpoint()?, options.bearer()?);
+        let connector = Connector { tls: tls.clone() };
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| {
+            let text =
+                |cause: &dyn fmt::Display| format!("cannot reach {}: {cause}", options.server);
+            match Fault::find(&error) {
+                Some(fault) => {
+                    Error::local(Code::FailedPrecondition, text(&fault)).with_hint(fault.hint)
+                }
+                None => Error::local(Code::Unavailable, text(&root(&error))),
+            }
         })?;
-        Ok(Self::over(channel, bearer, options))
+        Ok(Self::over(channel, tls, bearer, options))
     }
 
     /// Connects with the first call. Must be called within a tokio runtime.
     pub fn lazy(options: Options) -> Result<Self, Error> {
-        let (endpoint, bearer) = (options.endpoint()?, options.bearer()?);
-        Ok(Self::over(endpoint.connect_lazy(), bearer, options))
+        let ((endpoint, tls), bearer) = (options.endpoint()?, options.bearer()?);
+        let channel = endpoint.connect_with_connector_lazy(Connector { tls: tls.clone() });
+        Ok(Self::over(channel, tls, bearer, options))
     }
 
-    fn over(channel: Channel, bearer: Bearer, options: Options) -> Self {
-        Self { transport: InterceptedService::new(channel, bearer), options: options.into() }
+    fn over(channel: Channel, tls: Option<Tls>, bearer: Bearer, options: Options) -> Self {
+        let transport = InterceptedService::new(channel, bearer);
+        Self { transport, tls, options: options.into() }
+    }
+
+    /// What the next connection is secured with, in place of what `options` say. An open connection goes on.
+    pub fn secure(&self, trust: &Trust) -> Result<(), Error> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.set(trust))
     }
 
     /// What it was connected with.

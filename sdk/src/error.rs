@@ -5,6 +5,8 @@ use std::{collections::BTreeMap, error::Error as StdError, fmt};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::tls::Fault;
+
 /// A field of a request that the server refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
@@ -107,8 +109,12 @@ impl StdError for Error {}
 
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
-        let details = status.get_error_details();
         let local = status.source().is_some();
+        if local && let Some(fault) = Fault::find(&status) {
+            let message = format!("the connection to the server failed: {fault}");
+            return Self::local(Code::FailedPrecondition, message).with_hint(fault.hint);
+        }
+        let details = status.get_error_details();
         let violations = details.bad_request().map_or_else(Vec::new, |bad| {
             let fields = bad.field_violations.iter();
             fields

@@ -32,10 +32,12 @@
 
 mod calls;
 mod client;
+mod connect;
 mod download;
 mod error;
 mod logs;
 mod retry;
+mod tls;
 mod upload;
 mod watch;
 
@@ -45,4 +47,5 @@ pub use error::{Error, Violation};
 pub use kiln_proto::v1;
 pub use logs::LogRequest;
 pub use retry::Policy;
+pub use tls::{Fingerprint, Identity, Trust};
 pub use upload::Uploaded;

@@ -5,6 +5,8 @@ use std::{error::Error as _, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::tls::Fault;
+
 /// A server that asks for a longer pause than this is not waited for.
 const MAX_ASKED: Duration = Duration::from_mins(1);
 
@@ -75,7 +77,8 @@ fn asked_pause(status: &Status) -> Option<Duration> {
 
 /// The same call may succeed later.
 pub(crate) fn is_transient(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) || is_cut(status)
+    (matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) || is_cut(status))
+        && Fault::find(status).is_none()
 }
 
 /// The connection broke under the call. Only a status made on this side has a source; one that came over the wire has none.
@@ -86,7 +89,8 @@ fn is_cut(status: &Status) -> bool {
 
 /// A stream may go on: also where the end of the connection looks like an answer without a status.
 pub(crate) fn is_resumable(status: &Status) -> bool {
-    is_transient(status) || matches!(status.code(), Code::Unknown | Code::Aborted)
+    is_transient(status)
+        || (matches!(status.code(), Code::Unknown | Code::Aborted) && Fault::find(status).is_none())
 }
 
 fn random() -> u64 {

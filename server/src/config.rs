@@ -11,6 +11,7 @@ mod metrics;
 mod retention;
 mod secrets;
 mod storage;
+mod tls;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -28,6 +29,7 @@ pub use metrics::Metrics;
 pub use retention::Retention;
 pub use secrets::{KeyText, Secrets};
 pub use storage::{Location, Storage};
+pub use tls::Tls;
 
 /// How a server runs. Unknown keys are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +70,7 @@ pub struct Config {
     pub storage: Storage,
     /// Keys that encrypt secrets.
     pub secrets: Secrets,
+    pub tls: Tls,
 }
 
 impl Default for Config {
@@ -91,6 +94,7 @@ impl Default for Config {
             retention: Retention::default(),
             storage: Storage::default(),
             secrets: Secrets::default(),
+            tls: Tls::default(),
         }
     }
 }
@@ -103,9 +107,14 @@ impl Config {
 
     /// What can be seen to be wrong without trying: all of it.
     pub fn check(&self) -> Result<(), Error> {
-        let found: Vec<Invalid> =
-            [self.check_own(), self.limits.check(), self.retention.check(), self.storage.check()]
-                .concat();
+        let found: Vec<Invalid> = [
+            self.check_own(),
+            self.limits.check(),
+            self.retention.check(),
+            self.storage.check(),
+            self.tls.check(),
+        ]
+        .concat();
         if found.is_empty() { Ok(()) } else { Err(Error(found)) }
     }
 
@@ -117,9 +126,13 @@ impl Config {
                 found.push(Invalid::new(field, message));
             }
         };
-        let open = !self.auth && !self.insecure && !self.listen.ip().is_loopback();
+        let far = !self.listen.ip().is_loopback();
+        let open = far && !self.auth && !self.insecure;
         let message = "can be reached from other machines, and auth is off; turn auth on, listen on 127.0.0.1, or set insecure";
         refuse(open, "listen", message);
+        let readable = far && !self.tls.enabled && !self.tls.plaintext;
+        let message = "can be reached from other machines, and nothing is encrypted: tokens, logs and secrets could be read on the way; set tls.enabled, listen on 127.0.0.1, or set tls.plaintext where a proxy in front has TLS";
+        refuse(readable, "listen", message);
         refuse(self.data_dir.as_os_str().is_empty(), "data", "must name a folder");
         let schemes = ["sqlite:", "postgres://", "postgresql://"];
         let known = schemes.iter().any(|scheme| self.database_url().starts_with(scheme));
@@ -186,11 +199,24 @@ mod tests {
     #[test]
     fn nobody_is_let_in_without_a_token_by_mistake() {
         let open = Config::from_toml("listen = \"0.0.0.0:1\"\nauth = false").unwrap();
-        assert_eq!(refused(&open), ["listen"]);
-        assert_eq!(Config { insecure: true, ..open.clone() }.check(), Ok(()));
-        assert_eq!(Config { auth: true, ..open }.check(), Ok(()));
+        assert_eq!(refused(&open), ["listen", "listen"]);
+        let tls = Tls { enabled: true, ..Tls::default() };
+        let encrypted = Config { tls, ..open };
+        assert_eq!(refused(&encrypted), ["listen"]);
+        assert_eq!(Config { insecure: true, ..encrypted.clone() }.check(), Ok(()));
+        assert_eq!(Config { auth: true, ..encrypted }.check(), Ok(()));
         let local = Config { auth: false, ..Config::default() };
         assert_eq!(local.check(), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_readable_on_the_way_by_mistake() {
+        let open = Config::from_toml("listen = \"[::]:1\"").unwrap();
+        assert_eq!(refused(&open), ["listen"]);
+        let said = open.check().unwrap_err().to_string();
+        assert!(said.contains("tls.enabled") && said.contains("tls.plaintext"), "{said}");
+        let behind = Tls { plaintext: true, ..Tls::default() };
+        assert_eq!(Config { tls: behind, ..open }.check(), Ok(()));
     }
 
     #[test]

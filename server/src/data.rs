@@ -17,6 +17,9 @@ pub const ADMIN_TOKEN: &str = "admin.token";
 /// Name of the file of the keys that encrypt secrets, where no other is configured.
 pub const SECRETS_KEY: &str = "secrets.key";
 
+/// Name of the file of the authorities that clients of this machine may trust.
+pub const AUTHORITIES: &str = "ca.pem";
+
 /// Why the data folder can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -94,7 +97,7 @@ impl Folder {
         getrandom::fill(&mut random)
             .map_err(|error| fail("find randomness for", &name)(error.into()))?;
         let secret = format!("kiln_{}_{}", id.simple(), URL_SAFE_NO_PAD.encode(random));
-        self.write_private(ADMIN_TOKEN, format!("{secret}\n").as_bytes())?;
+        write_private(&self.path, ADMIN_TOKEN, format!("{secret}\n").as_bytes())?;
         Ok(secret)
     }
 
@@ -113,28 +116,33 @@ impl Folder {
         let path = self.path.join(SECRETS_KEY);
         let text = secrets::new_key_text()
             .map_err(|error| fail("find randomness for", &path)(io::Error::other(error)))?;
-        self.write_private(SECRETS_KEY, text.as_bytes())?;
+        write_private(&self.path, SECRETS_KEY, text.as_bytes())?;
         Keys::parse(&text).map_err(|source| Error::Keys { path, source })
     }
+}
 
-    /// Replaces a file as a whole, durably, for its owner only.
-    fn write_private(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
-        let (path, fresh) = (self.path.join(name), self.path.join(format!(".{name}.new")));
-        // A crash may have left one behind.
-        let _ = fs::remove_file(&fresh);
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&fresh)
-            .map_err(fail("write", &fresh))?;
-        file.write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .and_then(|()| fs::rename(&fresh, &path))
-            .and_then(|()| File::open(&self.path)?.sync_all())
-            .map_err(fail("write", &path))
-    }
+/// Writes the certificates of the authorities, in PEM.
+pub fn write_authorities(folder: &Path, pem: &str) -> Result<(), Error> {
+    write_private(folder, AUTHORITIES, pem.as_bytes())
+}
+
+/// Replaces a file of the folder as a whole, durably, for its owner only.
+fn write_private(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let (path, fresh) = (folder.join(name), folder.join(format!(".{name}.new")));
+    // A crash may have left one behind.
+    let _ = fs::remove_file(&fresh);
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&fresh)
+        .map_err(fail("write", &fresh))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&fresh, &path))
+        .and_then(|()| File::open(folder)?.sync_all())
+        .map_err(fail("write", &path))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod artifacts;
+pub mod authority;
 pub mod clock;
 pub mod config;
 pub mod crypto;

@@ -50,7 +50,12 @@ pub enum CipherError {
     NoRandom,
 }
 
-/// What a value belongs to.
+/// What a value belongs to, as bytes that no other has.
+pub trait Belongs: Copy {
+    fn bytes(&self) -> Vec<u8>;
+}
+
+/// What the value of a secret belongs to.
 #[derive(Debug, Clone, Copy)]
 pub struct Owner<'a> {
     pub id: SecretId,
@@ -60,7 +65,7 @@ pub struct Owner<'a> {
     pub name: &'a str,
 }
 
-impl Owner<'_> {
+impl Belongs for Owner<'_> {
     /// Fields of fixed length before the one that is not, so that no two owners have the same bytes.
     fn bytes(&self) -> Vec<u8> {
         let mut bytes = b"kiln secret 1\0".to_vec();
@@ -120,7 +125,7 @@ impl Keys {
     }
 
     /// Encrypts with the first key: nonce, then the encrypted bytes and their tag.
-    pub fn seal(&self, owner: Owner<'_>, value: &[u8]) -> Result<Vec<u8>, CipherError> {
+    pub fn seal(&self, owner: impl Belongs, value: &[u8]) -> Result<Vec<u8>, CipherError> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(|_| CipherError::NoRandom)?;
         let payload = Payload { msg: value, aad: &owner.bytes() };
@@ -130,7 +135,12 @@ impl Keys {
     }
 
     /// Decrypts what `key` sealed for this owner.
-    pub fn open(&self, owner: Owner<'_>, key: &str, sealed: &[u8]) -> Result<Vec<u8>, CipherError> {
+    pub fn open(
+        &self,
+        owner: impl Belongs,
+        key: &str,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, CipherError> {
         let known = self.0.iter().find(|known| known.id == key);
         let known = known.ok_or_else(|| CipherError::UnknownKey(key.to_owned()))?;
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE>().ok_or(CipherError::Altered)?;

@@ -5,21 +5,32 @@ mod gate;
 mod http;
 mod keys;
 mod life;
+mod listen;
 mod ready;
+mod tls;
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
+use futures::Stream;
 use kiln_proto::v1;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{service::Routes, transport::server::TcpIncoming};
+use tonic::service::Routes;
 
-use gate::Gate;
+use gate::{Connection, Gate};
 use life::Life;
 use ready::Readiness;
+use tls::Tls;
 
 use crate::{
     app::{self, App},
+    authority,
     clock::{SharedClock, SystemClock},
     config::{self, Config},
     crypto,
@@ -66,6 +77,10 @@ pub enum Error {
     SecretKeys(Vec<String>),
     #[error("the server can't be set up")]
     App(#[from] app::Error),
+    #[error("TLS can't be set up")]
+    Tls(#[from] rustls::Error),
+    #[error("TLS can't be set up")]
+    Certificate(#[from] authority::Error),
     #[error("can't listen on {address}")]
     Listen {
         address: SocketAddr,
@@ -115,11 +130,22 @@ impl Base {
 pub struct Running {
     /// Where it listens.
     pub addr: SocketAddr,
+    encrypted: bool,
     app: App,
     main: JoinHandle<Result<()>>,
 }
 
 impl Running {
+    /// Where clients of this machine find it.
+    pub fn url(&self) -> String {
+        let scheme = if self.encrypted { "https" } else { "http" };
+        let addr = match self.addr.ip() {
+            ip if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, self.addr.port()).into(),
+            _ => self.addr,
+        };
+        format!("{scheme}://{addr}")
+    }
+
     /// Its use cases, for roles of the same process.
     pub fn app(&self) -> &App {
         &self.app
@@ -202,9 +228,15 @@ async fn assemble(
     let Base { store, wake, clock, stored, metrics } = base;
     let app = App::new(store, wake, clock, config.timing(), metrics);
     app.start(&life.tasks, &life.halt);
-    if let Err(error) = prepare(&config, &app, &folder).await {
-        life.end(async { Ok(()) }).await?;
-        return Err(error);
+    let tls = match prepare(&config, &app, &folder).await {
+        Ok(tls) => tls,
+        Err(error) => {
+            life.end(async { Ok(()) }).await?;
+            return Err(error);
+        }
+    };
+    if let Some(tls) = tls.clone() {
+        life.tasks.spawn(tls.tend(life.halt.clone()));
     }
     let limiter = Limiter::new(config.limits.clone(), Arc::clone(app.clock()));
     let auth = AuthLayer::new(app.clone(), config.auth, limiter.clone())
@@ -219,13 +251,11 @@ async fn assemble(
         life.tasks.spawn(bytes::tend(stored, keep, life.halt.clone()));
     }
     let routes = routes(&app, files, stored, config.limits.frames_per_second, &life)?;
-    let server = server(
-        auth,
-        Gate::new(&config.limits, app.metrics().clone()),
-        routes,
-        listener,
-        life.stop.clone(),
-    );
+    let encrypted = tls.is_some();
+    let gate = Gate::new(&config.limits, app.metrics().clone());
+    let tasks = life.tasks.clone();
+    let incoming = listen::incoming(listener, gate, tls, tasks, life.stop.clone());
+    let server = server(auth, routes, incoming, life.stop.clone());
     let server =
         async move { server.await.map_err(|source| Error::Transport { address: addr, source }) };
     // Not one of the tasks that it waits for.
@@ -235,14 +265,15 @@ async fn assemble(
         drop(folder);
         ended
     });
-    tracing::info!(%addr, "the server listens");
-    Ok(Running { addr, app, main })
+    tracing::info!(%addr, encrypted, "the server listens");
+    Ok(Running { addr, encrypted, app, main })
 }
 
 /// What must be there before the first call.
-async fn prepare(config: &Config, app: &App, folder: &Folder) -> Result<()> {
+async fn prepare(config: &Config, app: &App, folder: &Folder) -> Result<Option<Arc<Tls>>> {
     keys::load(config, folder, app).await?;
-    admin_token(app, folder).await
+    admin_token(app, folder).await?;
+    if config.tls.enabled { Ok(Some(Tls::open(config, app).await?)) } else { Ok(None) }
 }
 
 /// The token of the first administrator, where nobody has one yet. One that was revoked stays so.
@@ -334,9 +365,8 @@ fn file_routes(routes: Routes, stored: Stored, metrics: &Metrics, life: &Life) -
 
 async fn server(
     auth: AuthLayer,
-    gate: Gate,
     routes: Routes,
-    listener: TcpListener,
+    incoming: impl Stream<Item = io::Result<Connection>>,
     stop: CancellationToken,
 ) -> std::result::Result<(), tonic::transport::Error> {
     tonic::transport::Server::builder()
@@ -349,9 +379,6 @@ async fn server(
         .http2_max_header_list_size(MAX_HEADERS)
         .layer(auth)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(
-            gate.admit(TcpIncoming::from(listener).with_nodelay(Some(true))),
-            stop.cancelled_owned(),
-        )
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await
 }

@@ -11,7 +11,10 @@ use kiln_core::{
     session::{Assignment, Held},
 };
 use kiln_proto::{PROTOCOL_MAX, PROTOCOL_MIN, convert};
-use kiln_sdk::v1::{self, session_request, session_response};
+use kiln_sdk::{
+    Error,
+    v1::{self, session_request, session_response},
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -90,18 +93,19 @@ enum Ended {
         opened: bool,
         why: String,
     },
-    Refused(Status),
+    Refused(Error),
 }
 
 impl From<Status> for Ended {
     fn from(status: Status) -> Self {
-        match status.code() {
+        let error = Error::from(status);
+        match error.code() {
             Code::Unauthenticated
             | Code::PermissionDenied
             | Code::FailedPrecondition
             | Code::Unimplemented
-            | Code::InvalidArgument => Self::Refused(status),
-            code => Self::Cut { opened: false, why: format!("{code:?}: {}", status.message()) },
+            | Code::InvalidArgument => Self::Refused(error),
+            code => Self::Cut { opened: false, why: format!("{code:?}: {}", error.message()) },
         }
     }
 }
@@ -120,7 +124,7 @@ impl Hub {
             if self.events.send(Event::Input(Input::Disconnected)).await.is_err() {
                 return;
             }
-            if matches!(&ended, Ended::Refused(status) if is_eviction(status)) {
+            if matches!(&ended, Ended::Refused(error) if is_eviction(error)) {
                 // Where nobody hears it, this process ends anyway.
                 let _ = self.events.send(Event::Input(Input::Evicted)).await;
                 return;
@@ -233,8 +237,9 @@ fn pause(ended: &Ended, bound: &mut Duration) -> Option<Duration> {
             tracing::warn!(why, "no session with the server; trying again");
             Some(jitter(*bound))
         }
-        Ended::Refused(status) => {
-            tracing::error!(code = ?status.code(), message = status.message(), "{}", advice(status));
+        Ended::Refused(error) => {
+            let (code, message) = (error.code(), error.message());
+            tracing::error!(?code, message, "{}", advice(error));
             Some(SLOW / 2 + jitter(SLOW / 2))
         }
     }
@@ -245,19 +250,19 @@ fn cut(opened: bool, why: &str) -> Ended {
 }
 
 /// The server says that this very agent was one, and is one no more.
-fn is_eviction(status: &Status) -> bool {
-    kiln_sdk::Error::from(status.clone()).reason() == Some("AGENT_EVICTED")
+fn is_eviction(error: &Error) -> bool {
+    error.reason() == Some("AGENT_EVICTED")
 }
 
-fn advice(status: &Status) -> &'static str {
-    match status.code() {
+fn advice(error: &Error) -> &str {
+    match error.code() {
         Code::Unauthenticated | Code::PermissionDenied => {
             "the server does not know this agent; enrol it anew with a fresh token and an empty data folder"
         }
         Code::Unimplemented => {
             "the server speaks no protocol that this agent does; update the older one"
         }
-        _ => "the server refuses this agent's session",
+        _ => error.hint().unwrap_or("the server refuses this agent's session"),
     }
 }
 

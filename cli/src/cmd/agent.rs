@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use kiln_agent::{Address, Config};
+use kiln_sdk::Trust;
 
 use crate::{
+    args::Global,
     cmd::{Cx, Result},
     context::{self, DEFAULT_SERVER},
     exit::ExitStatus,
@@ -40,9 +42,6 @@ struct RunArgs {
     /// Label that jobs can ask for; repeat for more [env: KILN_AGENT_LABELS, as { key = "value" }]
     #[arg(long, value_name = "KEY=VALUE", value_parser = roles::label)]
     label: Vec<(String, String)>,
-    /// PEM file of the authority that signed the server's certificate [env: KILN_AGENT_CA_FILE]
-    #[arg(long, value_name = "FILE")]
-    ca_file: Option<PathBuf>,
     /// File with an enrolment token, used where the agent is not enrolled yet [env: KILN_AGENT_ENROLL_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     enroll_token_file: Option<PathBuf>,
@@ -67,20 +66,17 @@ enum Command {
         /// Folder of the agent's identity and jobs
         #[arg(long, value_name = "DIR")]
         data: Option<PathBuf>,
-        /// PEM file of the authority that signed the server's certificate
-        #[arg(long, value_name = "FILE")]
-        ca_file: Option<PathBuf>,
     },
 }
 
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
         match self.command {
-            Some(Command::Enroll { name, enroll_token_file, data, ca_file }) => {
-                let server = server(cx);
+            Some(Command::Enroll { name, enroll_token_file, data }) => {
+                let address = address(cx)?;
                 let token = context::read_secret(&enroll_token_file)?;
                 let data = data.unwrap_or_else(data_dir);
-                let agent = enroll(&server, ca_file.as_deref(), &token, &name, &data).await?;
+                let agent = enroll(&address, &token, &name, &data).await?;
                 cx.printer.line(agent)?;
                 Ok(ExitStatus::Succeeded)
             }
@@ -95,7 +91,12 @@ impl RunArgs {
             .set("server", "--server or KILN_SERVER", cx.global.server.clone())
             .path("data", "--data", self.data.as_deref())
             .set("name", "--name", self.name)
-            .path("ca_file", "--ca-file", self.ca_file.as_deref())
+            .path("ca_file", "--ca-file or KILN_CA_FILE", cx.global.ca_file.as_deref())
+            .set(
+                "ca_fingerprint",
+                "--ca-fingerprint or KILN_CA_FINGERPRINT",
+                cx.global.ca_fingerprint.clone(),
+            )
             .path("enroll_token_file", "--enroll-token-file", self.enroll_token_file.as_deref())
             .set("allow_local_git", "--allow-local-git", self.allow_local_git.then_some(true))
             .entries("labels", "--label", self.label);
@@ -132,8 +133,13 @@ impl RunArgs {
     }
 }
 
-fn server(cx: &Cx<'_>) -> String {
-    cx.global.server.clone().unwrap_or_else(|| DEFAULT_SERVER.to_owned())
+fn address(cx: &Cx<'_>) -> Result<Address> {
+    let Global { server, ca_file, ca_fingerprint, .. } = &cx.global;
+    let url = server.clone().unwrap_or_else(|| DEFAULT_SERVER.to_owned());
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|e| Failure::file("read", path, &e));
+    let ca_pem = ca_file.as_ref().map(read).transpose()?;
+    let ca_fingerprint = ca_fingerprint.as_deref().map(context::fingerprint).transpose()?;
+    Ok(Address { url, trust: Trust { ca_pem, ca_fingerprint, identity: None } })
 }
 
 fn data_dir() -> PathBuf {
@@ -141,15 +147,12 @@ fn data_dir() -> PathBuf {
 }
 
 pub(crate) async fn enroll(
-    server: &str,
-    ca_file: Option<&Path>,
+    address: &Address,
     token: &str,
     name: &str,
     data: &Path,
 ) -> Result<String> {
-    let read = |path: &Path| std::fs::read(path).map_err(|e| Failure::file("read", path, &e));
-    let address = Address { url: server.to_owned(), ca_pem: ca_file.map(read).transpose()? };
-    let identity = kiln_agent::enroll(&address, token, name, data).await;
+    let identity = kiln_agent::enroll(address, token, name, data).await;
     Ok(identity.map_err(|error| failed(&error))?.agent.to_string())
 }
 

@@ -25,13 +25,8 @@ enum Command {
     List,
     /// Use a context from now on
     Use { name: String },
-    /// Make or change a context: --server and --token-file are kept in it
-    Set {
-        name: String,
-        /// PEM file of the authority that signed the server's certificate
-        #[arg(long, value_name = "FILE")]
-        ca_file: Option<PathBuf>,
-    },
+    /// Make or change a context: --server, --token-file, --ca-file and --ca-fingerprint are kept in it
+    Set { name: String },
     /// Show what is in effect
     Show,
 }
@@ -48,8 +43,8 @@ impl Args {
                 file.current = Some(name);
                 file.save()?;
             }
-            Command::Set { name, ca_file } => {
-                set(cx, &mut file, &name, ca_file.as_ref())?;
+            Command::Set { name } => {
+                set(cx, &mut file, &name)?;
                 file.save()?;
                 cx.printer.note(format!("context {name} is set"));
             }
@@ -58,7 +53,7 @@ impl Args {
     }
 }
 
-fn set(cx: &Cx<'_>, file: &mut File, name: &str, ca_file: Option<&PathBuf>) -> Result<()> {
+fn set(cx: &Cx<'_>, file: &mut File, name: &str) -> Result<()> {
     let old = file.contexts.get(name).cloned();
     let server = cx.global.server.clone().or_else(|| old.as_ref().map(|old| old.server.clone()));
     let Some(server) = server else {
@@ -72,8 +67,12 @@ fn set(cx: &Cx<'_>, file: &mut File, name: &str, ca_file: Option<&PathBuf>) -> R
         std::path::absolute(path).map_err(|error| Failure::file("find", path, &error))
     };
     let token_file = cx.global.token_file.as_ref().map(absolute).transpose()?.or(old.token_file);
-    let ca_file = ca_file.map(absolute).transpose()?.or(old.ca_file);
-    file.contexts.insert(name.to_owned(), Context { server, token_file, ca_file });
+    let ca_file = cx.global.ca_file.as_ref().map(absolute).transpose()?.or(old.ca_file);
+    let ca_fingerprint = cx.global.ca_fingerprint.as_deref();
+    let ca_fingerprint = ca_fingerprint.map(context::fingerprint).transpose()?;
+    let ca_fingerprint = ca_fingerprint.map(|digest| digest.to_string()).or(old.ca_fingerprint);
+    let context = Context { server, token_file, ca_file, ca_fingerprint };
+    file.contexts.insert(name.to_owned(), context);
     if file.current.is_none() {
         file.current = Some(name.to_owned());
     }

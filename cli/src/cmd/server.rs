@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Where logs and artifacts are: file:///PATH or s3://BUCKET/PREFIX; empty: the data folder [env: KILN_STORAGE_URL]
     #[arg(long, value_name = "URL")]
     storage_url: Option<String>,
+    /// Encrypt connections: with tls.cert_file, or a certificate of the servers' own authority [env: KILN_TLS_ENABLED]
+    #[arg(long)]
+    tls: bool,
 }
 
 impl Options {
@@ -51,7 +54,8 @@ impl Options {
             .set("listen", "--listen", self.listen)
             .path("data", "--data", self.data.as_deref())
             .set("database", "--database", self.database)
-            .set("storage.url", "--storage-url", self.storage_url);
+            .set("storage.url", "--storage-url", self.storage_url)
+            .set("tls.enabled", "--tls", self.tls.then_some(true));
         let mut settings = Settings::read(self.config.as_deref(), flags)?;
         let part = settings.part("", PREFIX, &[("data", settings::path(&context::data_dir()))]);
         settings.finish()?;
@@ -70,7 +74,7 @@ impl Args {
         let stop = roles::stop_on_signal(cx.printer)?;
         let failed = |error| roles::failed("the server", &error);
         let running = kiln_server::serve(part.config, stop.token()).await.map_err(failed)?;
-        cx.printer.note(format!("listening on http://{}", running.addr));
+        cx.printer.note(format!("listening on {}", running.url()));
         running.wait().await.map_err(failed)?;
         Ok(ExitStatus::Succeeded)
     }

@@ -1,20 +1,17 @@
 //! `kiln up`: server, SQLite and one agent in one process.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use kiln_agent::Identity;
+use kiln_agent::{Address, Identity};
 use kiln_sdk::{
-    Client, Options,
+    Client, Options, Trust,
     v1::{CreateTokenRequest, Role},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cmd::{Cx, Result, agent, server},
-    context::{self, ADMIN_TOKEN, Context, File},
+    context::{self, ADMIN_TOKEN, AUTHORITIES, Context, File},
     exit::ExitStatus,
     failure::Failure,
     roles,
@@ -28,7 +25,8 @@ const AGENT: &str = "local";
 const CONTEXT: &str = "local";
 
 /// What `kiln up` decides about its agent.
-const DECIDED: &[&str] = &["server", "data", "name", "ca_file", "enroll_token_file"];
+const DECIDED: &[&str] =
+    &["server", "data", "name", "ca_file", "ca_fingerprint", "enroll_token_file"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -41,6 +39,9 @@ pub(crate) struct Args {
     /// Address to listen on, as 127.0.0.1:7420 [env: KILN_LISTEN]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
+    /// Encrypt connections, with a certificate of the server's own authority [env: KILN_TLS_ENABLED]
+    #[arg(long)]
+    tls: bool,
     /// Label of the agent; repeat for more [env: KILN_AGENT_LABELS, as { key = "value" }]
     #[arg(long, value_name = "KEY=VALUE", value_parser = roles::label)]
     label: Vec<(String, String)>,
@@ -54,6 +55,7 @@ impl Args {
         let flags = Flags::default()
             .set("listen", "--listen", self.listen)
             .path("data", "--data", self.data.as_deref())
+            .set("tls.enabled", "--tls", self.tls.then_some(true))
             .entries("agent.labels", "--label", self.label);
         let mut settings = Settings::read(self.config.as_deref(), flags)?;
         let base = [("allow_local_git", true.into()), ("name", AGENT.into())];
@@ -79,16 +81,18 @@ impl Args {
         let server_stop = CancellationToken::new();
         let failed = |error| roles::failed("the server", &error);
         let running = kiln_server::serve(config, server_stop.clone()).await.map_err(failed)?;
-        let url = format!("http://{}", reachable(running.addr));
+        let url = running.url();
+        let ca_file = url.starts_with("https://").then(|| data.join(AUTHORITIES));
         let config = kiln_agent::Config {
             server: url.clone(),
             data_dir: data.join("agent"),
+            ca_file: ca_file.clone(),
             ..agent.config
         };
         let admin = data.join(ADMIN_TOKEN);
         let mut agent = Box::pin(run_agent(config, admin, stop.token()));
         cx.printer.note(format!("listening on {url}, data in {}", data.display()));
-        remember(cx, &url, &data);
+        remember(cx, &url, &data, ca_file);
         if url != context::DEFAULT_SERVER {
             cx.printer
                 .note(format!("clients find it with KILN_SERVER={url}, or --context {CONTEXT}"));
@@ -115,30 +119,28 @@ impl Args {
     }
 }
 
-/// Where a server can be reached from this machine that listens everywhere.
-fn reachable(addr: SocketAddr) -> SocketAddr {
-    match addr.ip() {
-        ip if ip.is_unspecified() => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), addr.port()),
-        _ => addr,
-    }
-}
-
 async fn run_agent(
     config: kiln_agent::Config,
     admin: PathBuf,
     stop: CancellationToken,
 ) -> Result<()> {
-    let kiln_agent::Config { server, data_dir, .. } = &config;
+    let kiln_agent::Config { server, data_dir, ca_file, .. } = &config;
     if matches!(Identity::load(data_dir), Err(kiln_agent::identity::Error::NotEnrolled(_))) {
-        let token = enroll_token(server, &admin).await?;
-        agent::enroll(server, None, &token, AGENT, data_dir).await?;
+        let read =
+            |path: &PathBuf| std::fs::read(path).map_err(|e| Failure::file("read", path, &e));
+        let ca_pem = ca_file.as_ref().map(read).transpose()?;
+        let trust = Trust { ca_pem, ..Trust::default() };
+        let token = enroll_token(server, &trust, &admin).await?;
+        let address = Address { url: server.clone(), trust };
+        agent::enroll(&address, &token, AGENT, data_dir).await?;
     }
     kiln_agent::run(config, stop).await.map_err(|error| agent::failed(&error))
 }
 
-async fn enroll_token(url: &str, admin: &Path) -> Result<String> {
-    let secret = context::read_secret(admin)?;
-    let client = Client::connect(Options::new(url).token(secret)).await?;
+async fn enroll_token(url: &str, trust: &Trust, admin: &Path) -> Result<String> {
+    let mut options = Options::new(url).token(context::read_secret(admin)?);
+    options.trust = trust.clone();
+    let client = Client::connect(options).await?;
     let request = CreateTokenRequest {
         // One of an earlier start that did not get further is in nobody's way.
         name: format!("kiln-up-{}", time::now()),
@@ -149,9 +151,13 @@ async fn enroll_token(url: &str, admin: &Path) -> Result<String> {
 }
 
 /// Lets clients of this user find the server. It must not fail for want of a home folder.
-fn remember(cx: &Cx<'_>, url: &str, data: &Path) {
-    let context =
-        Context { server: url.to_owned(), token_file: Some(data.join(ADMIN_TOKEN)), ca_file: None };
+fn remember(cx: &Cx<'_>, url: &str, data: &Path, ca_file: Option<PathBuf>) {
+    let context = Context {
+        server: url.to_owned(),
+        token_file: Some(data.join(ADMIN_TOKEN)),
+        ca_file,
+        ca_fingerprint: None,
+    };
     let saved = File::load().and_then(|mut file| {
         if file.contexts.insert(CONTEXT.to_owned(), context.clone()) == Some(context) {
             return Ok(());

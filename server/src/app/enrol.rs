@@ -95,6 +95,7 @@ impl Work for Enrol<'_> {
             created_at: now,
             seen_at: now,
             epoch: 0,
+            certificate: None,
         })
         .await?;
         token.used = Some((self.agent, now));

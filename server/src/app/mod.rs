@@ -6,6 +6,7 @@
 mod agents;
 mod assign;
 mod audit;
+mod authority;
 mod beats;
 mod builds;
 pub mod caller;

@@ -31,7 +31,7 @@ use super::status;
 use crate::app::{App, Caller, Principal, Role};
 
 pub use limits::{Limiter, neighbourhood};
-pub use line::Line;
+pub use line::{Line, Security};
 pub use own::{Owned, bound, within};
 use streams::{Permit, STREAMS};
 use table::{METRICS, Who, admit, is_open, is_page, rule};

@@ -12,16 +12,19 @@ use std::{
 };
 
 use futures::{FutureExt, Stream, StreamExt, future::ready};
+use rustls::server::ParsedCertificate;
+use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::Sleep,
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 
 use crate::{
     config::Limits,
-    grpc::auth::{Line, neighbourhood},
+    grpc::auth::{Line, Security, neighbourhood},
     metrics::Metrics,
 };
 
@@ -56,28 +59,23 @@ impl Gate {
     pub(super) fn admit(
         self,
         incoming: impl Stream<Item = io::Result<TcpStream>>,
-    ) -> impl Stream<Item = io::Result<Connection>> {
+    ) -> impl Stream<Item = io::Result<Admitted>> {
         incoming.filter_map(move |accepted| {
             ready(match accepted {
-                Ok(io) => self.connection(io).map(Ok),
+                Ok(io) => self.admitted(io).map(Ok),
                 Err(error) => Some(Err(error)),
             })
         })
     }
 
-    fn connection(&self, io: TcpStream) -> Option<Connection> {
+    fn admitted(&self, io: TcpStream) -> Option<Admitted> {
         let peer = io.peer_addr().ok()?.ip();
         let Some(pass) = self.pass(neighbourhood(peer)) else {
             self.metrics.turned_away();
             tracing::debug!(%peer, "a connection is turned away: there are too many");
             return None;
         };
-        Some(Connection {
-            io,
-            line: Line::new(peer),
-            deadline: Some(Box::pin(tokio::time::sleep(self.first_call))),
-            _pass: pass,
-        })
+        Some(Admitted { io, line: Line::new(peer), first_call: self.first_call, pass })
     }
 
     fn pass(&self, peer: IpAddr) -> Option<Pass> {
@@ -90,6 +88,38 @@ impl Gate {
         counts.by_peer.insert(peer, of_peer + 1);
         Some(Pass { peer, counts: Arc::clone(&self.counts) })
     }
+}
+
+/// There is room for it; it has said nothing yet.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) io: TcpStream,
+    pub(super) line: Line,
+    first_call: Duration,
+    pass: Pass,
+}
+
+impl Admitted {
+    /// As it came.
+    pub(super) fn plain(self) -> Connection {
+        let Self { io, line, first_call, pass } = self;
+        Connection::new(Io::Plain(io), line, first_call, pass)
+    }
+
+    /// As a handshake makes it; nothing where that fails.
+    pub(super) async fn encrypted(self, tls: TlsAcceptor) -> io::Result<Connection> {
+        let Self { io, line, first_call, pass } = self;
+        let io = tls.accept(io).await?;
+        let line = line.secured(Security { public_key_sha256: key_of(&io) });
+        Ok(Connection::new(Io::Tls(Box::new(io)), line, first_call, pass))
+    }
+}
+
+/// Of the key of the client's certificate, which the handshake has verified.
+fn key_of(io: &TlsStream<TcpStream>) -> Option<[u8; 32]> {
+    let certificate = io.get_ref().1.peer_certificates()?.first()?;
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
+    Some(Sha256::digest(parsed.subject_public_key_info()).into())
 }
 
 /// The place of one connection; dropped, it is free.
@@ -115,11 +145,36 @@ impl Drop for Pass {
 /// A connection that ends where no call comes in time.
 #[derive(Debug)]
 pub(super) struct Connection {
-    io: TcpStream,
+    io: Io,
     line: Line,
     deadline: Option<Pin<Box<Sleep>>>,
     _pass: Pass,
 }
+
+/// What bytes go over.
+#[derive(Debug)]
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Connection {
+    fn new(io: Io, line: Line, first_call: Duration, pass: Pass) -> Self {
+        let deadline = Some(Box::pin(tokio::time::sleep(first_call)));
+        Self { io, line, deadline, _pass: pass }
+    }
+
+    fn io(&mut self) -> Pin<&mut dyn Both> {
+        match &mut self.io {
+            Io::Plain(io) => Pin::new(io),
+            Io::Tls(io) => Pin::new(io),
+        }
+    }
+}
+
+trait Both: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Both for T {}
 
 impl Connected for Connection {
     type ConnectInfo = Line;
@@ -142,7 +197,7 @@ impl AsyncRead for Connection {
         {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no call came")));
         }
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        self.io().poll_read(cx, buffer)
     }
 }
 
@@ -152,7 +207,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, bytes)
+        self.io().poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -160,18 +215,21 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, slices)
+        self.io().poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        match &self.io {
+            Io::Plain(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        self.io().poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        self.io().poll_shutdown(cx)
     }
 }

@@ -28,8 +28,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use uuid::Uuid;
 
 use super::{
-    AgentRow, ArtifactRow, AuditRow, BuildRow, Error, EvictedAgentRow, GrantRow, GroupRow, JobRow,
-    LeaseRow, ProjectRow, Result, SecretRow, SessionRow, TokenRow,
+    AgentRow, ArtifactRow, AuditRow, AuthorityRow, BuildRow, Error, EvictedAgentRow, GrantRow,
+    GroupRow, JobRow, LeaseRow, ProjectRow, Result, SecretRow, SessionRow, TokenRow,
 };
 
 /// Shared until it is written to.
@@ -60,6 +60,7 @@ struct State {
     audit: Table<i64, AuditRow>,
     secrets: Table<SecretId, SecretRow>,
     grants: Table<(LeaseId, String), GrantRow>,
+    authorities: Table<i64, AuthorityRow>,
 }
 
 /// The store in memory. Cheap to clone: clones share the rows.

@@ -132,7 +132,7 @@ pub trait Store: Debug + Send + Sync {
 
     /// Current secrets of a project by name, without their values, nor those of its builds.
     async fn secrets(&self, project: ProjectId) -> Result<Vec<SecretRow>>;
-    /// Ids of all keys that encrypt a value.
+    /// Ids of all keys that encrypt a value, or the signing key of an authority.
     async fn secret_keys(&self) -> Result<Vec<String>>;
     /// Values that another key encrypts, the replaced ones included.
     async fn secrets_of_other_keys(&self, key: &str, limit: u32) -> Result<Vec<SecretRow>>;
@@ -146,6 +146,9 @@ pub trait Store: Debug + Send + Sync {
         after: Option<LeaseId>,
         limit: u32,
     ) -> Result<Vec<LeaseId>>;
+
+    /// All authorities, the newest first.
+    async fn authorities(&self) -> Result<Vec<AuthorityRow>>;
 
     async fn queue(&self) -> Result<Vec<QueueRow>>;
     /// Counts of what waits and of what is open. A queued job waits for `Slot`, `Backoff` or `Group` here.
@@ -278,6 +281,11 @@ pub trait Tx: Send {
     /// As the read of the same name.
     async fn granted(&mut self, leases: &[LeaseId]) -> Result<Vec<(LeaseId, SecretRow)>>;
     async fn delete_grants(&mut self, leases: &[LeaseId]) -> Result<()>;
+
+    /// Errors with `Exists` where the generation is taken; the transaction must then be dropped.
+    async fn insert_authority(&mut self, row: &AuthorityRow) -> Result<()>;
+    /// Saves what changes: key, sealed key, and until when it is trusted.
+    async fn save_authority(&mut self, row: &AuthorityRow) -> Result<()>;
 }
 
 /// A store that many share.

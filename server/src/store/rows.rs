@@ -154,6 +154,33 @@ pub struct AgentRow {
     pub seen_at: Millis,
     /// Grows with each Hello.
     pub epoch: i64,
+    pub certificate: Option<AgentCertificate>,
+}
+
+/// Which certificate an agent must present where TLS is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentCertificate {
+    /// Of its key, as the certificate holds it.
+    pub public_key_sha256: Vec<u8>,
+    pub ends_at: Millis,
+}
+
+/// An authority that signs certificates. The newest signs; the older ones are trusted for a while.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthorityRow {
+    /// From 1 on.
+    pub generation: i64,
+    /// Its own certificate, in DER.
+    pub certificate: Vec<u8>,
+    /// The same key, certified by the authority before: who trusts that one trusts this one.
+    pub bridge: Option<Vec<u8>>,
+    /// Id of the key of secrets that encrypts the signing key.
+    pub key: String,
+    /// The signing key, encrypted.
+    pub sealed: Vec<u8>,
+    pub created_at: Millis,
+    /// Until when it is trusted after a newer one has taken its place.
+    pub trusted_until: Option<Millis>,
 }
 
 /// An agent that was evicted. Its credential still says who asks, and lets it do nothing.

@@ -7,6 +7,7 @@ mod affinity;
 mod agent;
 mod artifact;
 mod audit;
+mod authority;
 mod blobs;
 mod bound;
 mod build;

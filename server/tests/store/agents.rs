@@ -5,7 +5,7 @@ use kiln_core::{
     id::{AgentId, SessionId, TokenId},
 };
 use kiln_server::store::{
-    AgentRow, Error, EvictedAgentRow, Role, SessionRow, SharedStore, TokenRow,
+    AgentCertificate, AgentRow, Error, EvictedAgentRow, Role, SessionRow, SharedStore, TokenRow,
 };
 
 use crate::fixture::{Made, project, uuid};
@@ -25,6 +25,7 @@ fn agent(n: u128) -> AgentRow {
         created_at: 1,
         seen_at: 2,
         epoch: 3,
+        certificate: Some(AgentCertificate { public_key_sha256: vec![9; 32], ends_at: 11 }),
     }
 }
 

@@ -181,6 +181,7 @@ impl World {
             created_at: self.clock.now(),
             seen_at: 0,
             epoch: 0,
+            certificate: None,
         };
         let mut tx = self.store.begin().await.unwrap();
         tx.insert_agent(&row).await.unwrap();

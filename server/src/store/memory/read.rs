@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, AuditFilter, AuditRow, BuildFilter, BuildRow, Census,
+        AgentRow, ArtifactRow, AuditFilter, AuditRow, AuthorityRow, BuildFilter, BuildRow, Census,
         EvictedAgentRow, GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow,
         SessionRow, Store, TokenRow, Tx,
     },
@@ -220,6 +220,7 @@ impl Store for Memory {
     async fn secret_keys(&self) -> Result<Vec<String>> {
         let state = self.snapshot();
         let mut keys: Vec<String> = state.secrets.values().map(|row| row.key.clone()).collect();
+        keys.extend(state.authorities.values().map(|row| row.key.clone()));
         keys.sort_unstable();
         keys.dedup();
         Ok(keys)
@@ -229,6 +230,12 @@ impl Store for Memory {
         let mut rows = all(&self.snapshot().secrets);
         rows.retain(|row| row.key != key);
         rows.truncate(limit as usize);
+        Ok(rows)
+    }
+
+    async fn authorities(&self) -> Result<Vec<AuthorityRow>> {
+        let mut rows = all(&self.snapshot().authorities);
+        rows.reverse();
         Ok(rows)
     }
 

@@ -13,9 +13,9 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, AuditRow, BuildRow, Busy, Error, EvictedAgentRow, GrantRow,
-        GroupRow, JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow, TokenRow,
-        Tx,
+        AgentRow, ArtifactRow, AuditRow, AuthorityRow, BuildRow, Busy, Error, EvictedAgentRow,
+        GrantRow, GroupRow, JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow,
+        TokenRow, Tx,
     },
     MemoryTx, entry, is_open, is_queued, put, queue, row, rows, secrets, sorted,
 };
@@ -390,6 +390,19 @@ impl Tx for MemoryTx {
 
     async fn delete_grants(&mut self, leases: &[LeaseId]) -> Result<()> {
         secrets::delete_grants(&mut self.state, leases);
+        Ok(())
+    }
+
+    async fn insert_authority(&mut self, row: &AuthorityRow) -> Result<()> {
+        if self.state.authorities.contains_key(&row.generation) {
+            return Err(Error::Exists { what: "authority", name: row.generation.to_string() });
+        }
+        put(&mut self.state.authorities, row.generation, row.clone());
+        Ok(())
+    }
+
+    async fn save_authority(&mut self, row: &AuthorityRow) -> Result<()> {
+        put(&mut self.state.authorities, row.generation, row.clone());
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use kiln_core::{agent::Admission, id::AgentId};
 use sea_orm::{QuerySelect, entity::prelude::*};
 
 use super::{
-    super::{AgentRow, Error, Result},
+    super::{AgentCertificate, AgentRow, Error, Result},
     error::{failed, from_json, taken, to_json},
     set,
 };
@@ -24,6 +24,8 @@ pub(super) struct Model {
     pub created_at: i64,
     pub seen_at: i64,
     pub epoch: i64,
+    pub public_key_sha256: Option<Vec<u8>>,
+    pub certificate_ends_at: Option<i64>,
 }
 
 #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)]
@@ -43,6 +45,8 @@ impl From<&AgentRow> for Model {
             created_at: row.created_at,
             seen_at: row.seen_at,
             epoch: row.epoch,
+            public_key_sha256: row.certificate.as_ref().map(|one| one.public_key_sha256.clone()),
+            certificate_ends_at: row.certificate.as_ref().map(|one| one.ends_at),
         }
     }
 }
@@ -51,6 +55,7 @@ impl TryFrom<Model> for AgentRow {
     type Error = Error;
 
     fn try_from(model: Model) -> Result<Self> {
+        let certificate = model.public_key_sha256.zip(model.certificate_ends_at);
         Ok(Self {
             id: AgentId::from_uuid(model.id),
             name: model.name,
@@ -61,6 +66,10 @@ impl TryFrom<Model> for AgentRow {
             created_at: model.created_at,
             seen_at: model.seen_at,
             epoch: model.epoch,
+            certificate: certificate.map(|(public_key_sha256, ends_at)| AgentCertificate {
+                public_key_sha256,
+                ends_at,
+            }),
         })
     }
 }
@@ -78,6 +87,8 @@ pub(super) async fn save(conn: &impl ConnectionTrait, rows: &[AgentRow]) -> Resu
         Column::Load,
         Column::SeenAt,
         Column::Epoch,
+        Column::PublicKeySha256,
+        Column::CertificateEndsAt,
     ];
     let models: Vec<_> = rows.iter().map(Model::from).collect();
     set::update(conn, &models, Column::Id, &columns).await.map_err(failed("save agents"))

@@ -16,12 +16,13 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, AuditFilter, AuditRow, BuildFilter, BuildRow, Census,
+        AgentRow, ArtifactRow, AuditFilter, AuditRow, AuthorityRow, BuildFilter, BuildRow, Census,
         EvictedAgentRow, GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow,
         SessionRow, Store, TokenRow, Tx,
     },
-    Sql, agent, artifact, audit, build, census, class, event, evicted_agent, group, job, job_spec,
-    lease, migrate, need, project, queue, secret, secret_grant, session, set, sweep, token,
+    Sql, agent, artifact, audit, authority, build, census, class, event, evicted_agent, group, job,
+    job_spec, lease, migrate, need, project, queue, secret, secret_grant, session, set, sweep,
+    token,
 };
 
 #[async_trait]
@@ -191,7 +192,11 @@ impl Store for Sql {
     }
 
     async fn secret_keys(&self) -> Result<Vec<String>> {
-        secret::keys(&self.reader).await
+        let mut keys = secret::keys(&self.reader).await?;
+        keys.extend(self.authorities().await?.into_iter().map(|row| row.key));
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(keys)
     }
 
     async fn secrets_of_other_keys(&self, key: &str, limit: u32) -> Result<Vec<SecretRow>> {
@@ -212,6 +217,10 @@ impl Store for Sql {
         limit: u32,
     ) -> Result<Vec<LeaseId>> {
         secret_grant::of_ended_leases(&self.reader, after, limit).await
+    }
+
+    async fn authorities(&self) -> Result<Vec<AuthorityRow>> {
+        authority::all(&self.reader).await
     }
 
     async fn queue(&self) -> Result<Vec<QueueRow>> {

@@ -14,11 +14,12 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        AgentRow, ArtifactRow, AuditRow, BuildRow, Busy, EvictedAgentRow, GrantRow, GroupRow,
-        JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow, TokenRow, Tx,
+        AgentRow, ArtifactRow, AuditRow, AuthorityRow, BuildRow, Busy, EvictedAgentRow, GrantRow,
+        GroupRow, JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow, TokenRow,
+        Tx,
     },
-    affinity, agent, artifact, audit, build, class, event, evicted_agent, group, job, lease, need,
-    project, queue, secret, secret_grant, session, set, token,
+    affinity, agent, artifact, audit, authority, build, class, event, evicted_agent, group, job,
+    lease, need, project, queue, secret, secret_grant, session, set, token,
     tx::SqlTx,
 };
 
@@ -259,5 +260,13 @@ impl Tx for SqlTx {
 
     async fn delete_grants(&mut self, leases: &[LeaseId]) -> Result<()> {
         secret_grant::delete(&**self, leases).await
+    }
+
+    async fn insert_authority(&mut self, row: &AuthorityRow) -> Result<()> {
+        authority::insert(&**self, row).await
+    }
+
+    async fn save_authority(&mut self, row: &AuthorityRow) -> Result<()> {
+        authority::save(&**self, row).await
     }
 }

@@ -138,7 +138,7 @@ impl Farm {
             ..Default::default()
         };
         let token = self.client.create_token(request).await?.secret;
-        let address = Address { url: self.server.url.clone(), ca_pem: None };
+        let address = Address { url: self.server.url.clone(), ..Address::default() };
         Ok(kiln_agent::enroll(&address, &token, name, &self.folder.path().join(name)).await?)
     }
 
