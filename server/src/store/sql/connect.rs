@@ -32,6 +32,9 @@ const ACQUIRE: Duration = Duration::from_secs(30);
 const REACH: Duration = Duration::from_secs(10);
 /// How long SQLite waits for the lock of another process.
 const BUSY: Duration = Duration::from_secs(10);
+/// Postgres ends a transaction whose server says nothing for so long: one that died without a word would hold its rows
+/// until the network gives up. Shorter than what waits for those rows.
+const SILENT: &str = "10s";
 /// A connection that was idle for longer is asked whether it still lives.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -139,6 +142,7 @@ async fn postgres(url: &str, options: &Options) -> Result<Sql> {
             ("enable_hashjoin", "off"),
             ("enable_mergejoin", "off"),
             ("jit", "off"),
+            ("idle_in_transaction_session_timeout", SILENT),
         ])
         .log_statements(debug()?)
         .log_slow_statements(warn()?, SLOW);
