@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
-use kiln_proto::v1;
+use kiln_proto::v1::{self, push_log_request::Frame as Push};
 use prost::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -73,12 +73,13 @@ fn methods() -> Vec<(String, bool)> {
     services.flat_map(of).collect()
 }
 
-/// The end of a call with these bytes as its only message.
-async fn call(server: &Server, secret: &str, path: &str, bytes: &[u8]) -> Option<Status> {
+/// The end of a call with these bytes as its messages.
+async fn call(server: &Server, secret: &str, path: &str, messages: &[&[u8]]) -> Option<Status> {
     let mut grpc = Grpc::new(server.channel.clone());
     grpc.ready().await.unwrap();
-    let message = tokio_stream::once(Bytes::copy_from_slice(bytes));
-    let called = grpc.streaming(bearer(secret, message), path.parse().unwrap(), Raw);
+    let messages: Vec<_> = messages.iter().map(|bytes| Bytes::copy_from_slice(bytes)).collect();
+    let messages = tokio_stream::iter(messages);
+    let called = grpc.streaming(bearer(secret, messages), path.parse().unwrap(), Raw);
     let end = async {
         let mut answers = called.await?.into_inner();
         while answers.message().await?.is_some() {}
@@ -98,11 +99,27 @@ async fn bytes_that_are_no_message_are_refused_by_every_method() {
     for (path, agents) in methods() {
         let secret = if agents { &agent.secret } else { &server.admin };
         for bytes in garbage {
-            let status = call(&server, secret, &path, bytes).await;
+            let status = call(&server, secret, &path, &[bytes]).await;
             let status = status.unwrap_or_else(|| panic!("{path} took {bytes:x?}"));
             assert!(!status.message().contains("panic"), "{path}: {status:?}");
         }
     }
+    server.is_well().await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_message_in_the_middle_of_a_log_are_no_end_of_it() {
+    let server = Server::start().await;
+    server.submit(vec![shell("a")]).await;
+    let mut agent = server.agent("worker").await;
+    let lease = agent.running().await.lease;
+    let frame = |frame| v1::PushLogRequest { frame: Some(frame) }.encode_to_vec();
+    let open = frame(Push::Open(v1::PushLogOpen { lease, stream: "main".into() }));
+    let chunk = frame(Push::Chunk(v1::PushLogChunk { offset: 0, data: Bytes::from("held") }));
+    let path = "/kiln.v1.LogService/PushLog";
+    assert!(call(&server, &agent.secret, path, &[&open, &chunk]).await.is_none());
+    let refused = call(&server, &agent.secret, path, &[&open, &chunk, &[0xff; 11]]).await;
+    assert!(refused.unwrap().message().contains("decode"));
     server.is_well().await;
 }
 

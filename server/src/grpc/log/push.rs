@@ -143,16 +143,17 @@ async fn run(
     let _ = answers.send(Ok(first)).await;
     let (mut writer, mut group) = (Some(writer), Group::default());
     let mut storing: Fuse<BoxFuture<'static, Result<Writer, Status>>> = Fuse::terminated();
-    let mut open = true;
+    let mut end = None;
     loop {
         if let Some(idle) = writer.take() {
-            if group.is_empty() && (!open || idle.is_replaced()) {
-                return if idle.is_replaced() { Err(failed(Error::Replaced)) } else { Ok(()) };
-            }
-            if group.is_empty() {
-                writer = Some(idle);
-            } else {
+            if !group.is_empty() {
                 storing = store(idle, std::mem::take(&mut group), metrics.clone()).boxed().fuse();
+            } else if idle.is_replaced() {
+                return Err(failed(Error::Replaced));
+            } else if let Some(end) = end {
+                return end;
+            } else {
+                writer = Some(idle);
             }
         }
         let replaced = async {
@@ -176,9 +177,10 @@ async fn run(
                 }
                 return Err(status::going_away());
             }
-            frame = frames.message(), if open && !group.is_full() => match frame {
+            frame = frames.message(), if end.is_none() && !group.is_full() => match frame {
                 Ok(Some(frame)) => group.add(frame.frame.ok_or_else(|| wrong("frame", "is empty"))?)?,
-                Ok(None) | Err(_) => open = false,
+                Ok(None) => end = Some(Ok(())),
+                Err(status) => end = Some(Err(status)),
             },
         }
     }
