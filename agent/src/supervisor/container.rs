@@ -22,8 +22,8 @@ use super::{
 };
 use crate::backend::docker::{Engine, end};
 
-/// All that a dead container wrote is in the FIFO already.
-const FIFO_LINGER: Duration = Duration::from_millis(200);
+/// All that a dead container wrote is in the FIFO already, which ends behind it. Beyond it something else holds the FIFO.
+const FIFO_LINGER: Duration = Duration::from_secs(5);
 /// What it wrote comes through the engine, which may be busy.
 const ATTACH_LINGER: Duration = Duration::from_secs(5);
 /// An engine that is being replaced comes back within it; its containers may go on meanwhile.
@@ -59,10 +59,11 @@ impl Container {
         // The reader comes first: output of the first moment would be lost, or its writer wait for ever.
         let output = match outlet {
             Outlet::Fifo(path) => {
-                // Open for writing too, so that it has no end between two writers.
-                let fifo = pipe::OpenOptions::new().read_write(true).open_receiver(path);
-                let fifo = fifo.map_err(|error| broken(format!("{}: {error}", path.display())))?;
-                Output::new(fifo, FIFO_LINGER)
+                let named = |error| broken(format!("{}: {error}", path.display()));
+                let reader = pipe::OpenOptions::new().open_receiver(path).map_err(named)?;
+                // So that it has no end between two writers, nor before the first.
+                let writer = pipe::OpenOptions::new().open_sender(path).map_err(named)?;
+                Output::fed(reader, FIFO_LINGER, writer)
             }
             Outlet::Attach => attach(&docker, id).await.map_err(|error| {
                 broken(format!("the container's output can't be read: {error}"))

@@ -14,6 +14,7 @@ use std::{fmt, io, path::Path, time::Duration};
 use kiln_core::Millis;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
+    net::unix::pipe,
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
@@ -58,6 +59,8 @@ pub(super) struct Output {
     open: bool,
     /// What must not be dropped before the source.
     _held: Option<Box<dyn std::any::Any>>,
+    /// What keeps the source from ending before the job does.
+    feed: Option<pipe::Sender>,
 }
 
 impl fmt::Debug for Output {
@@ -69,7 +72,7 @@ impl fmt::Debug for Output {
 impl Output {
     pub(super) fn new(source: impl AsyncRead + Unpin + 'static, linger: Duration) -> Self {
         let buffer = vec![0; BUFFER_BYTES];
-        Self { source: Box::new(source), linger, buffer, open: true, _held: None }
+        Self { source: Box::new(source), linger, buffer, open: true, _held: None, feed: None }
     }
 
     /// One that ends when something else is dropped.
@@ -79,6 +82,11 @@ impl Output {
         held: impl std::any::Any,
     ) -> Self {
         Self { _held: Some(Box::new(held)), ..Self::new(source, linger) }
+    }
+
+    /// One that has no end before the job is dead.
+    pub(super) fn fed(reader: pipe::Receiver, linger: Duration, feed: pipe::Sender) -> Self {
+        Self { feed: Some(feed), ..Self::new(reader, linger) }
     }
 
     /// The next bytes; nothing: that was all. May be dropped and called again.
@@ -246,6 +254,7 @@ impl<'a> Watch<'a> {
     /// All that the job wrote before it died is in the pipe. Who still writes is no part of it.
     async fn drain(&mut self) {
         let linger = self.output.linger;
+        self.output.feed = None;
         let mut end = Instant::now() + DRAIN_LIMIT;
         loop {
             let written = if self.spool.is_waiting() {
