@@ -101,10 +101,12 @@ pub(crate) async fn collect(
     run: &Run,
     server: &Server,
 ) -> Result<Vec<Artifact>, Failure> {
-    let (path, globs) = (run.workspace(), job.spec.artifacts.clone());
+    let (folder, globs) = (run.folder.clone(), job.spec.artifacts.clone());
     let most = job.spec.resources.artifact_bytes;
     let look = move || {
-        let workspace = Workspace::open(&path)
+        let workspace = folder
+            .make_workspace()
+            .and_then(|path| Workspace::open(&path))
             .map_err(|error| Failure::infra(format!("workspace: {error}")))?;
         let names = names(&workspace, &globs, most)?;
         Ok((workspace, names))

@@ -122,7 +122,6 @@ impl Executor {
 
     async fn outcome(&self, artifacts: &mut Vec<Artifact>) -> Result<(), Outcome> {
         let setup = |error: io::Error| failed(Failure::infra(format!("lease folder: {error}")));
-        self.folder.create().map_err(setup)?;
         let handle = self.folder.remembered().map_err(setup)?;
         if handle.is_none() && self.began == Began::OnAnotherBoot {
             // It may have begun: the files that would tell are durable at its end only.
@@ -231,12 +230,16 @@ impl Executor {
     async fn prepare(&self, run: &Run) -> Result<(), Failure> {
         let infra = |error: io::Error| Failure::infra(format!("workspace: {error}"));
         let root = run.workspace();
-        artifacts::blocking(move || workspace::empty(&root).map_err(infra)).await?;
+        // What an earlier process of this agent left, that did not come to begin the job.
+        if root.exists() {
+            artifacts::blocking(move || workspace::empty(&root).map_err(infra)).await?;
+        }
         let spec = &self.job.spec;
         let source = spec.source.as_ref().filter(|_| !spec.no_source);
         if source.is_none() && self.job.inputs.is_empty() {
             return Ok(());
         }
+        run.folder.make_workspace().map_err(infra)?;
         run.stage("checkout").await.map_err(infra)?;
         match source {
             Some(Source::Git { url, r#ref, submodules }) => {

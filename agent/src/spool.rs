@@ -137,7 +137,7 @@ mod tests {
         ) {
             let dir = tempfile::tempdir().unwrap();
             let folder = Folder::new(dir.path());
-            folder.create().unwrap();
+            folder.make_workspace().unwrap();
             folder.open_spool("main").unwrap();
             let secret = Secret { name: "s".into(), value: secret.into_bytes() };
             let masker = Arc::new(Masker::new(&[secret]));

@@ -65,8 +65,11 @@ impl Words {
                 "stage" => run.stage(rest).await.unwrap(),
                 "remember" => run.remember(rest).await.unwrap(),
                 "gate" => self.gate.acquire().await.unwrap().forget(),
-                "link" => symlink(rest, run.workspace().join("link")).unwrap(),
-                "write" => fs::write(run.workspace().join(rest), rest.repeat(100)).unwrap(),
+                "link" => symlink(rest, run.folder.make_workspace().unwrap().join("link")).unwrap(),
+                "write" => {
+                    let path = run.folder.make_workspace().unwrap().join(rest);
+                    fs::write(path, rest.repeat(100)).unwrap();
+                }
                 "read" => {
                     let text = fs::read_to_string(run.workspace().join(rest)).unwrap();
                     run.say(&text).await.unwrap();

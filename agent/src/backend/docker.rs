@@ -111,6 +111,7 @@ impl Docker {
         let container = container.ok_or_else(|| {
             Failure::user("the docker backend needs spec.container.image: name an image")
         })?;
+        run.folder.make_workspace().map_err(|error| files(&error))?;
         run.stage("image").await.map_err(|error| files(&error))?;
         let image =
             image::ensure(&docker, &self.config, run, &container.image, container.pull).await?;

@@ -80,7 +80,7 @@ impl Shell {
     }
 
     async fn task(&self, job: &Assignment, run: &Run) -> io::Result<Task> {
-        let workspace = run.workspace();
+        let workspace = run.folder.make_workspace()?;
         let secrets = self.secrets.write(job.lease, &run.secrets)?;
         let secrets = secrets.map(|path| path.to_string_lossy().into_owned());
         let script = run.dir().join("script");

@@ -38,7 +38,7 @@ async fn job(dir: &Path) -> Result<(), Box<dyn Error>> {
     let backends = backend::all(&config, "stand-in");
     let backend = backends.iter().find(|backend| backend.kind() == job.spec.backend);
     let folder = Folder::new(dir);
-    folder.create()?;
+    folder.make_workspace()?;
     let run = Run {
         lease: job.lease,
         folder,

@@ -97,7 +97,7 @@ async fn the_password_of_a_url_is_in_no_argument_list_no_log_and_no_file() {
     let forge = Forge::start();
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::new(dir.path());
-    folder.create().unwrap();
+    folder.make_workspace().unwrap();
     let run = Run {
         lease: LeaseId::from_uuid(uuid::Uuid::from_u128(1)),
         folder,

@@ -48,8 +48,8 @@ fn entries_survive_and_leave() {
     {
         let journal = Journal::open(dir.path()).unwrap();
         journal.save(&[taken(1), taken(2), taken(3)], &[]).unwrap();
-        journal.folder(lease(1)).create().unwrap();
-        journal.folder(lease(2)).create().unwrap();
+        journal.folder(lease(1)).make_workspace().unwrap();
+        journal.folder(lease(2)).make_workspace().unwrap();
         journal.save(&[entry(1, EntryState::Running)], &[lease(2)]).unwrap();
         journal.save(&[finished(3)], &[]).unwrap();
     }

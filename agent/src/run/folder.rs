@@ -32,15 +32,9 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// A folder that may not be there yet; see [`Folder::create`].
+    /// A folder that may not be there yet: it is made by who first writes into it.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: path.into() }
-    }
-
-    /// Makes the folder and its workspace; the others are made by who first needs them.
-    pub fn create(&self) -> io::Result<()> {
-        private_dir(&self.path)?;
-        private_dir(&self.workspace())
     }
 
     pub fn path(&self) -> &Path {
@@ -51,13 +45,24 @@ impl Folder {
         self.path.join("workspace")
     }
 
+    /// The workspace, for a backend whose jobs work in it.
+    pub fn make_workspace(&self) -> io::Result<PathBuf> {
+        let path = self.workspace();
+        private_dir(&path)?;
+        Ok(path)
+    }
+
     fn heard(&self) -> PathBuf {
         self.path.join("heard")
     }
 
     /// Passes on that the server answered, to a supervisor whose job must not run without. `mark` differs each time.
     pub fn hear(&self, mark: Millis) -> io::Result<()> {
-        std::fs::write(self.heard(), mark.to_string())
+        match std::fs::write(self.heard(), mark.to_string()) {
+            // Where nothing was begun nobody listens.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            written => written,
+        }
     }
 
     /// What was passed on last.
@@ -111,6 +116,7 @@ impl Folder {
     }
 
     pub(super) fn remember(&self, handle: &str) -> io::Result<()> {
+        private_dir(&self.path)?;
         replace(&self.handle(), handle.as_bytes())
     }
 
@@ -130,6 +136,7 @@ impl Folder {
         let offset = std::fs::metadata(self.spool("main")).map_or(0, |meta| meta.len());
         let mut line = serde_json::to_vec(&StageMark { name: name.to_owned(), time_ms, offset })?;
         line.push(b'\n');
+        private_dir(&self.path)?;
         append(&self.stages())?.write_all(&line)
     }
 

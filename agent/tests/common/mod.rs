@@ -31,7 +31,7 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 
 pub fn run_in(dir: &Path, lease: LeaseId) -> Run {
     let folder = Folder::new(dir);
-    folder.create().unwrap();
+    folder.make_workspace().unwrap();
     Run {
         lease,
         folder,
