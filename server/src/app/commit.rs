@@ -57,7 +57,14 @@ struct Ticket {
 /// The queues of the committers.
 #[derive(Debug, Default)]
 pub(super) struct Committer {
-    lanes: OnceLock<Vec<mpsc::Sender<Ticket>>>,
+    lanes: OnceLock<Lanes>,
+}
+
+#[derive(Debug)]
+struct Lanes {
+    /// What only inserts: it waits for no row of another, where the database takes writers side by side.
+    submits: Option<mpsc::Sender<Ticket>>,
+    others: Vec<mpsc::Sender<Ticket>>,
 }
 
 impl Committer {
@@ -70,9 +77,13 @@ impl Committer {
     ) {
         let mut receivers = vec![];
         self.lanes.get_or_init(|| {
-            let (senders, all): (Vec<_>, Vec<_>) = (0..lanes).map(|_| mpsc::channel(QUEUE)).unzip();
-            receivers = all;
-            senders
+            let mut lane = || {
+                let (sender, receiver) = mpsc::channel(QUEUE);
+                receivers.push(receiver);
+                sender
+            };
+            let submits = app.0.store.writes_side_by_side().then(&mut lane);
+            Lanes { submits, others: (0..lanes).map(|_| lane()).collect() }
         });
         for receiver in receivers {
             tracker.spawn(run(app.clone(), receiver, shutdown.clone()));
@@ -116,6 +127,10 @@ impl Committer {
     /// All that is said of one build waits in one queue, so that two committers seldom want the same rows.
     fn lane(&self, command: &Command) -> Result<&mpsc::Sender<Ticket>> {
         let lanes = self.lanes.get().ok_or(Error::Busy("the server is starting"))?;
+        if let (Command::Submit(_), Some(lane)) = (command, &lanes.submits) {
+            return Ok(lane);
+        }
+        let lanes = &lanes.others;
         let mut hash = DefaultHasher::new();
         match command {
             Command::Submit(new) => new.build.id.hash(&mut hash),

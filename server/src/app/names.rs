@@ -1,6 +1,7 @@
 //! What never changes once it is stored, kept in memory: names by id, classes, and whose a lease is. Bounded; a miss asks the store.
 
 use std::{
+    borrow::Borrow,
     collections::HashMap,
     hash::Hash,
     sync::{Arc, Mutex, PoisonError},
@@ -27,7 +28,10 @@ impl<K, V> Default for Cache<K, V> {
 }
 
 impl<K: Eq + Hash, V: Clone> Cache<K, V> {
-    fn get(&self, key: &K) -> Option<V> {
+    fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+    {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
@@ -43,6 +47,7 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
 #[derive(Debug, Default)]
 pub(super) struct Names {
     projects: Cache<ProjectId, String>,
+    project_ids: Cache<String, ProjectId>,
     agents: Cache<AgentId, String>,
     classes: Cache<ClassId, Arc<Class>>,
     class_ids: Cache<String, ClassId>,
@@ -102,6 +107,18 @@ impl App {
             self.0.names.projects.put(row.id, row.name);
         }
         Ok(found)
+    }
+
+    /// Nothing where there is no project of this name yet.
+    pub(super) async fn project_id(&self, name: &str) -> Result<Option<ProjectId>, store::Error> {
+        if let Some(id) = self.0.names.project_ids.get(name) {
+            return Ok(Some(id));
+        }
+        let row = self.0.store.project(name).await?;
+        Ok(row.map(|row| {
+            self.0.names.project_ids.put(row.name, row.id);
+            row.id
+        }))
     }
 
     /// Nothing for an agent that was removed.

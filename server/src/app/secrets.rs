@@ -138,7 +138,7 @@ impl App {
         &self,
         asked: &Asked,
         given: &[Secret],
-        project: Option<&ProjectRow>,
+        project: Option<ProjectId>,
         project_name: &str,
     ) -> Result<()> {
         if asked.is_empty() && given.is_empty() {
@@ -147,7 +147,7 @@ impl App {
         let mut wrong = check_given(asked, given);
         let mut sizes: BTreeMap<String, usize> = BTreeMap::new();
         if let Some(project) = project {
-            let rows = self.0.store.secrets(project.id).await?.into_iter();
+            let rows = self.0.store.secrets(project).await?.into_iter();
             sizes.extend(rows.map(|row| (row.name, row.size as usize)));
         }
         sizes.extend(given.iter().map(|one| (one.name.clone(), one.value.len())));

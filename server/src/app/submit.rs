@@ -58,7 +58,7 @@ impl App {
         let Submit { project: name, spec, secrets, .. } = submit;
         let asked = asked(&spec);
         plan(spec).map_err(Error::Invalid)?;
-        self.check_secrets(&asked, &secrets, project.as_ref(), &name).await
+        self.check_secrets(&asked, &secrets, project, &name).await
     }
 
     /// Stores a build; `created` is false where the key named one with the same content.
@@ -97,29 +97,29 @@ impl App {
         let asked = asked(&submit.spec);
         let plan = plan(submit.spec).map_err(Error::Invalid)?;
         let project = self.named_project(&submit.project).await?;
-        self.check_secrets(&asked, &submit.secrets, project.as_ref(), &submit.project).await?;
+        self.check_secrets(&asked, &submit.secrets, project, &submit.project).await?;
         let project = match project {
             Some(project) => project,
-            None => self.make_default_project().await?,
+            None => self.make_default_project().await?.id,
         };
         let header = Header { key: submit.key, submitter: submit.submitter, digest };
-        let mut new = expand(plan, header, &project, &*self.0.clock);
+        let mut new = expand(plan, header, project, &*self.0.clock);
         let BuildRow { id, submitter, .. } = &new.build;
-        new.secrets = self.sealed_with_build(project.id, *id, &submit.secrets, submitter)?;
-        Ok((new, project.name))
+        new.secrets = self.sealed_with_build(project, *id, &submit.secrets, submitter)?;
+        Ok((new, submit.project))
     }
 
     /// The project of this name; the default one is made on demand.
     pub async fn project_or_default(&self, name: &str) -> Result<ProjectRow> {
         match self.named_project(name).await? {
-            Some(project) => Ok(project),
+            Some(_) => self.project(name).await,
             None => self.make_default_project().await,
         }
     }
 
     /// Nothing where the default project is yet to be made.
-    async fn named_project(&self, name: &str) -> Result<Option<ProjectRow>> {
-        match self.0.store.project(name).await? {
+    async fn named_project(&self, name: &str) -> Result<Option<ProjectId>> {
+        match self.project_id(name).await? {
             None if name == DEFAULT_PROJECT => Ok(None),
             None if is_name(name) => Err(Error::not_found("project", name)),
             None => Err(Error::invalid(
@@ -209,7 +209,7 @@ struct Header {
     digest: String,
 }
 
-fn expand(plan: Plan, header: Header, project: &ProjectRow, clock: &dyn Clock) -> NewBuild {
+fn expand(plan: Plan, header: Header, project: ProjectId, clock: &dyn Clock) -> NewBuild {
     let now = clock.now();
     let build = BuildId::from_uuid(clock.id());
     let ids: Vec<JobId> = plan.jobs.iter().map(|_| JobId::from_uuid(clock.id())).collect();
@@ -223,24 +223,24 @@ fn expand(plan: Plan, header: Header, project: &ProjectRow, clock: &dyn Clock) -
             .entry(Class::of(&planned.spec))
             .or_insert_with(|| ClassId::from_uuid(clock.id()));
         let group = planned.spec.concurrency.as_ref().map(|group| {
-            let id = group_id(project.id, &group.name);
+            let id = group_id(project, &group.name);
             let row = groups.entry(group.name.clone()).or_insert_with(|| GroupRow {
                 id,
-                project: project.id,
+                project,
                 name: group.name.clone(),
                 limit: group.limit,
             });
             row.limit = group.limit;
             id
         });
-        let place = Place { build, project: project.id, index, class, group, now };
+        let place = Place { build, project, index, class, group, now };
         let new = new_job(planned, &ids, place);
         counts.add(new.row.job.status(), new.row.allow_failure);
         jobs.push(new);
     }
     let build = BuildRow {
         id: build,
-        project: project.id,
+        project,
         title,
         key: header.key,
         digest: header.digest,

@@ -60,6 +60,8 @@ pub const PROJECTS_OF_A_CLAIM: usize = 16;
 /// Reads, and the beginning of a write. A read sees committed rows only.
 #[async_trait]
 pub trait Store: Debug + Send + Sync {
+    /// Write transactions go on beside each other, and wait for each other's rows only.
+    fn writes_side_by_side(&self) -> bool;
     /// Begins a write transaction (IMMEDIATE on SQLite). Dropped without commit, it changes nothing.
     async fn begin(&self) -> Result<Box<dyn Tx>>;
 

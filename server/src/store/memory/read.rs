@@ -25,6 +25,10 @@ use super::{
 
 #[async_trait]
 impl Store for Memory {
+    fn writes_side_by_side(&self) -> bool {
+        false
+    }
+
     async fn begin(&self) -> Result<Box<dyn Tx>> {
         Ok(Box::new(self.open().await))
     }

@@ -27,6 +27,10 @@ use super::{
 
 #[async_trait]
 impl Store for Sql {
+    fn writes_side_by_side(&self) -> bool {
+        self.queue.is_none()
+    }
+
     async fn begin(&self) -> Result<Box<dyn Tx>> {
         Ok(Box::new(self.open().await?))
     }
