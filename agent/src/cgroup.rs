@@ -53,14 +53,14 @@ impl Containment {
         self.groups().iter().try_for_each(Group::create)
     }
 
-    /// Puts the calling process in; what it starts from now on is in too.
+    /// Puts the calling thread in; what it starts from now on is in too.
     pub fn enter(&self) -> io::Result<()> {
-        self.groups().iter().try_for_each(|group| group::join(&group.path))
+        self.groups().iter().try_for_each(Group::enter)
     }
 
-    /// Puts the calling process back to where it was before [`Containment::enter`].
+    /// Puts the calling thread back to where it was before [`Containment::enter`].
     pub fn leave(&self) -> io::Result<()> {
-        self.groups().iter().try_for_each(|group| group::join(&group.home))
+        self.groups().iter().try_for_each(Group::leave)
     }
 
     /// Kills all processes in it. True: none is left that it knows of.

@@ -122,12 +122,29 @@ impl Group {
         }
         dirs
     }
+
+    /// Moves the calling thread in: what it starts from now on is born here.
+    pub(super) fn enter(&self) -> io::Result<()> {
+        self.version.join(&self.path)
+    }
+
+    /// Moves it back to where it was.
+    pub(super) fn leave(&self) -> io::Result<()> {
+        self.version.join(&self.home)
+    }
 }
 
-/// Moves the calling process into a group.
-pub(super) fn join(group: &Path) -> io::Result<()> {
-    let file = group.join("cgroup.procs");
-    fs::write(&file, std::process::id().to_string()).map_err(|error| named(&file, &error))
+impl Version {
+    /// Version 1 takes a thread that moves itself at once. Version 2 takes whole processes only: none of the machine may
+    /// fork or end meanwhile, and getting there takes the kernel some ten milliseconds.
+    fn join(self, group: &Path) -> io::Result<()> {
+        let (file, who) = match self {
+            Self::V1 => ("tasks", "0".to_owned()),
+            Self::V2 => ("cgroup.procs", std::process::id().to_string()),
+        };
+        let file = group.join(file);
+        fs::write(&file, who).map_err(|error| named(&file, &error))
+    }
 }
 
 fn processes(dir: &Path) -> Vec<Pid> {

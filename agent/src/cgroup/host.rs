@@ -130,10 +130,11 @@ impl Host {
         }
     }
 
-    /// The hierarchy whose groups are killed: the one where a single write does it, else a freezer, else any.
+    /// The hierarchy whose groups are killed: a freezer, which is entered at once; else the one where a single write
+    /// kills; else any.
     fn tracker(&self) -> Option<&Hierarchy> {
-        let v2 = self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
-        v2.or_else(|| self.with("freezer")).or_else(|| self.hierarchies.first())
+        let v2 = || self.hierarchies.iter().find(|hierarchy| hierarchy.version == Version::V2);
+        self.with("freezer").or_else(v2).or_else(|| self.hierarchies.first())
     }
 
     fn with(&self, controller: &str) -> Option<&Hierarchy> {
