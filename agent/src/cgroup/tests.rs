@@ -66,14 +66,25 @@ fn offered_limits_are_set_and_groups_removed() {
 }
 
 #[test]
-fn a_freezer_kills_what_forks_while_it_is_listed() {
-    let home = Path::new("/sys/fs/cgroup/freezer");
-    let path = home.join(format!("kiln-test-{}", std::process::id()));
-    let group = Group { version: Version::V1, path, home: home.to_owned(), settings: vec![] };
-    if !home.join("cgroup.procs").exists() || group.create().is_err() {
-        println!("skipped: no freezer is writable here");
-        return;
+fn a_group_kills_what_forks_while_it_is_listed() {
+    let homes = [
+        (Version::V1, "/sys/fs/cgroup/freezer"),
+        (Version::V2, "/sys/fs/cgroup/unified"),
+        (Version::V2, "/sys/fs/cgroup"),
+    ];
+    for (version, home) in homes {
+        let home = Path::new(home);
+        let path = home.join(format!("kiln-test-{}", std::process::id()));
+        let group = Group { version, path, home: home.to_owned(), settings: vec![] };
+        if !home.join("cgroup.procs").exists() || group.create().is_err() {
+            println!("skipped: no group is writable in {}", home.display());
+            continue;
+        }
+        kills_what_forks(&group);
     }
+}
+
+fn kills_what_forks(group: &Group) {
     let fork = "cd / && while :; do sleep 100 & done";
     let enter = format!("echo $$ >{}/cgroup.procs && {fork}", group.path.display());
     let mut child = Command::new("sh").args(["-c", &enter]).spawn().unwrap();
