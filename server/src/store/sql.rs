@@ -33,6 +33,7 @@ mod secret;
 mod secret_grant;
 mod session;
 mod set;
+pub mod ssl;
 mod sweep;
 mod token;
 mod tx;
@@ -48,6 +49,7 @@ use super::Result;
 use bound::{Bounded, SIGN_OF_LIFE};
 
 pub use connect::{Options, connect};
+pub use ssl::Ssl;
 
 /// A database. Cheap to clone.
 #[derive(Debug, Clone)]

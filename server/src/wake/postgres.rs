@@ -17,11 +17,13 @@ use tokio::{
     sync::Notify,
     time::{sleep, timeout},
 };
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket, tls::NoTlsStream};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, Socket, tls::MakeTlsConnect};
+use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use super::{Local, Subscription, Topic, Wake};
+use crate::store::sql::{Ssl, ssl};
 
 const CHANNEL: &str = "kiln_wake";
 /// How long hints are gathered.
@@ -52,6 +54,8 @@ struct Outbox {
 pub enum Error {
     #[error("the database's URL is not understood by the listener")]
     Url(#[source] tokio_postgres::Error),
+    #[error("the connection for wake-ups can't be secured")]
+    Ssl(#[from] ssl::Error),
     #[error("the connection for wake-ups failed")]
     Connection(#[from] tokio_postgres::Error),
     #[error("the connection for wake-ups was silent for {} s", SILENCE.as_secs())]
@@ -67,11 +71,13 @@ impl Postgres {
         tasks: &TaskTracker,
         shutdown: CancellationToken,
     ) -> Result<Self, Error> {
+        let (url, ssl) = Ssl::of(url)?;
         let mut config: Config = url.parse().map_err(Error::Url)?;
+        let tls = ssl.connector(&mut config)?;
         config.application_name("kiln-wake").connect_timeout(SILENCE).keepalives_idle(SILENCE);
         let wake = Self { local: Local::default(), outbox: Arc::default() };
-        let link = timeout(SILENCE, Link::open(&config)).await??;
-        let listener = Listener { config, replica, wake: wake.clone() };
+        let link = timeout(SILENCE, Link::open(&config, &tls)).await??;
+        let listener = Listener { config, tls, replica, wake: wake.clone() };
         tasks.spawn(async move {
             tokio::select! {
                 () = shutdown.cancelled() => {}
@@ -121,12 +127,12 @@ impl Outbox {
 /// A connection that listens.
 struct Link {
     client: Client,
-    connection: Connection<Socket, NoTlsStream>,
+    connection: Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
 }
 
 impl Link {
-    async fn open(config: &Config) -> Result<Self, Error> {
-        let (client, mut connection) = config.connect(NoTls).await?;
+    async fn open(config: &Config, tls: &MakeRustlsConnect) -> Result<Self, Error> {
+        let (client, mut connection) = config.connect(tls.clone()).await?;
         // The client waits for an answer that only the connection reads. No hint is lost on the way: what comes before
         // the answer is about what was committed before, and is found by the scan.
         let read = async {
@@ -148,6 +154,7 @@ impl Link {
 
 struct Listener {
     config: Config,
+    tls: MakeRustlsConnect,
     replica: Uuid,
     wake: Postgres,
 }
@@ -176,7 +183,7 @@ impl Listener {
 
     /// Hints of the time between are lost, here and at the others.
     async fn reopen(&self) -> Result<Link, Error> {
-        let link = timeout(SILENCE, Link::open(&self.config)).await??;
+        let link = timeout(SILENCE, Link::open(&self.config, &self.tls)).await??;
         tracing::info!("wake-ups go on");
         self.wake.publish(&[Topic::All]);
         Ok(link)

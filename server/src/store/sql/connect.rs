@@ -18,6 +18,7 @@ use super::{
     super::{Error, Result},
     Sql,
     bound::{ANSWER, Bound, Bounded, is_alive},
+    ssl::Ssl,
     tx,
 };
 use crate::metrics::Metrics;
@@ -130,8 +131,10 @@ async fn sqlite(path: &str, options: &Options) -> Result<Sql> {
 }
 
 async fn postgres(url: &str, options: &Options) -> Result<Sql> {
+    let (url, ssl) = Ssl::of(url).map_err(refused)?;
     let base: PgConnectOptions = url.parse().map_err(|_| refused("the URL is not understood"))?;
-    let base = base
+    let base = ssl
+        .of_pool(base)
         .application_name("kiln")
         .statement_cache_capacity(STATEMENTS)
         // A prepared statement keeps its plan. One made while a table was small would go on to scan the whole of it
