@@ -18,6 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     backend::{self, Backend},
+    certificate::Keeper,
     clock,
     config::Config,
     connection::{Address, Event, Greeting, Hub, Opened, Server},
@@ -155,7 +156,13 @@ pub async fn run_with(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let journal = Journal::open(&config.data_dir)?;
-    let server = Server::new(&address(&config)?, identity)?;
+    let mut address = address(&config)?;
+    let mut keeper = Keeper::new(&address, identity, journal.data());
+    if let Some(keeper) = &mut keeper {
+        keeper.get(&shutdown).await;
+        address = keeper.address();
+    }
+    let server = Server::new(&address, identity)?;
     let entries = journal.restore()?;
     let home = journal.is_home()?;
     let (events, incoming) = mpsc::channel(EVENTS);
@@ -173,6 +180,9 @@ pub async fn run_with(
         data: journal.data().to_owned(),
         stop: leaving.clone(),
     };
+    if let Some(keeper) = keeper {
+        tracker.spawn(keeper.keep(server.clone(), leaving.clone()));
+    }
     let named = |backend: Arc<dyn Backend>| (backend.kind().to_owned(), backend);
     let world = World {
         config,

@@ -1,4 +1,4 @@
-//! Who this agent is to its server: an id, and a credential that it made for itself. In `identity.json`, for the
+//! Who this agent is to its server: an id, and a credential and a key that it made for itself. In `identity.json`, for the
 //! owner's eyes only.
 
 use std::{
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    certificate,
     connection::{self, Address},
     run::write_durably,
 };
@@ -30,6 +31,8 @@ pub enum Error {
     NotEnrolled(PathBuf),
     #[error("{}: already enrolled as {agent}", path.display())]
     Enrolled { path: PathBuf, agent: AgentId },
+    #[error("a key can't be made or used: {0}; restore the file, or enrol anew in an empty folder")]
+    Key(#[from] rcgen::Error),
     #[error("no randomness for a credential")]
     Random,
     #[error("{0}")]
@@ -41,6 +44,9 @@ struct Stored {
     /// Absent until the server answered.
     agent: Option<AgentId>,
     credential: String,
+    /// The key that the server certifies, in PEM. Absent until it is needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key_pem: Option<String>,
 }
 
 /// An enrolled agent.
@@ -48,6 +54,7 @@ struct Stored {
 pub struct Identity {
     pub agent: AgentId,
     credential: String,
+    key_pem: Option<String>,
 }
 
 impl fmt::Debug for Identity {
@@ -60,9 +67,27 @@ impl Identity {
     pub fn load(data: &Path) -> Result<Self, Error> {
         let path = data.join(FILE);
         match read(&path)? {
-            Some(Stored { agent: Some(agent), credential }) => Ok(Self { agent, credential }),
+            Some(Stored { agent: Some(agent), credential, key_pem }) => {
+                Ok(Self { agent, credential, key_pem })
+            }
             _ => Err(Error::NotEnrolled(path)),
         }
+    }
+
+    /// The key that the server certifies; made, and kept, where there is none yet.
+    pub(crate) fn key_pem(&mut self, data: &Path) -> Result<&str, Error> {
+        if self.key_pem.is_none() {
+            let key_pem = Some(certificate::new_key()?);
+            let Self { agent, credential, .. } = self.clone();
+            let stored = Stored { agent: Some(agent), credential, key_pem };
+            write(&data.join(FILE), &stored)?;
+            self.key_pem = stored.key_pem;
+        }
+        Ok(self.key_pem.as_deref().unwrap_or_default())
+    }
+
+    pub(crate) fn known_key(&self) -> Option<&str> {
+        self.key_pem.as_deref()
     }
 
     pub(crate) fn bearer(&self) -> String {
@@ -100,14 +125,27 @@ pub async fn enroll(
     let mut stored = match read(&path)? {
         Some(Stored { agent: Some(agent), .. }) => return Err(Error::Enrolled { path, agent }),
         Some(stored) => stored,
-        None => Stored { agent: None, credential: credential()? },
+        None => Stored { agent: None, credential: credential()?, key_pem: None },
     };
+    let mut request = vec![];
+    if address.is_encrypted() {
+        let key_pem = match stored.key_pem.take() {
+            Some(key_pem) => key_pem,
+            None => certificate::new_key()?,
+        };
+        request = certificate::request(&key_pem)?;
+        stored.key_pem = Some(key_pem);
+    }
     write(&path, &stored)?;
     let digest = Sha256::digest(unhex(&stored.credential)).to_vec();
-    let agent = connection::enroll(address, token.trim(), name, digest).await?;
+    let answer = connection::enroll(address, token.trim(), name, digest, request).await?;
+    let (agent, certificate) = answer;
+    if let Some(certificate) = certificate {
+        certificate.save(data).map_err(io)?;
+    }
     stored.agent = Some(agent);
     write(&path, &stored)?;
-    Ok(Identity { agent, credential: stored.credential })
+    Ok(Identity { agent, credential: stored.credential, key_pem: stored.key_pem })
 }
 
 fn credential() -> Result<String, Error> {

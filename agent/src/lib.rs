@@ -3,6 +3,7 @@
 pub mod agent;
 mod artifacts;
 pub mod backend;
+mod certificate;
 pub mod cgroup;
 mod checkout;
 pub mod clock;

@@ -17,8 +17,8 @@ use kiln_core::{
 use kiln_proto::{
     convert,
     v1::{
-        Ack, EnrollAgentRequest, EnrollAgentResponse, Hello, SessionRequest, SessionResponse,
-        Welcome,
+        Ack, CertifyAgentRequest, CertifyAgentResponse, EnrollAgentRequest, EnrollAgentResponse,
+        Hello, SessionRequest, SessionResponse, Welcome,
         agent_service_server::{AgentService, AgentServiceServer},
         session_request::Frame as Said,
         session_response::Frame as Says,
@@ -56,7 +56,14 @@ impl AgentService for OneJob {
         _request: Request<EnrollAgentRequest>,
     ) -> Result<Response<EnrollAgentResponse>, Status> {
         let agent = AgentId::from_uuid(Uuid::from_u128(9)).to_string();
-        Ok(Response::new(EnrollAgentResponse { agent }))
+        Ok(Response::new(EnrollAgentResponse { agent, certificate: None }))
+    }
+
+    async fn certify_agent(
+        &self,
+        _: Request<CertifyAgentRequest>,
+    ) -> Result<Response<CertifyAgentResponse>, Status> {
+        Err(Status::unimplemented("nothing is encrypted here"))
     }
 
     async fn session(

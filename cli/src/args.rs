@@ -125,6 +125,8 @@ pub(crate) enum Command {
     Queue(cmd::queue::Args),
     /// Show what was done by whom
     Audit(cmd::audit::Args),
+    /// Manage the authority that certifies servers and agents
+    Ca(cmd::ca::Args),
     /// Manage tokens
     Token(cmd::token::Args),
     /// Print a completion script for a shell

@@ -71,6 +71,8 @@ retried! {
     admin.get_queue(GetQueueRequest) -> GetQueueResponse;
     /// All tokens.
     admin.list_tokens(ListTokensRequest) -> ListTokensResponse;
+    /// The authorities that are trusted.
+    admin.list_authorities(ListAuthoritiesRequest) -> ListAuthoritiesResponse;
     /// What was done by whom.
     admin.list_audit(ListAuditRequest) -> ListAuditResponse;
 }
@@ -86,6 +88,8 @@ tried_once! {
     secrets.delete_secret(DeleteSecretRequest) -> DeleteSecretResponse;
     /// Makes a token void.
     admin.revoke_token(RevokeTokenRequest) -> RevokeTokenResponse;
+    /// Makes a new authority.
+    admin.rotate_authority(RotateAuthorityRequest) -> RotateAuthorityResponse;
     /// Gives a token a new secret.
     admin.rotate_token(RotateTokenRequest) -> RotateTokenResponse;
 }

@@ -88,6 +88,11 @@ impl Error {
         self.0.hint.as_deref()
     }
 
+    /// The server does not trust the certificate that this side presents.
+    pub fn is_refused_certificate(&self) -> bool {
+        self.0.local && Fault::is_refusal(&self.0.message)
+    }
+
     /// The server did not answer, or could not be reached at all.
     pub fn is_unreachable(&self) -> bool {
         matches!(self.0.code, Code::Unavailable | Code::DeadlineExceeded)

@@ -284,6 +284,11 @@ impl Fault {
         }
     }
 
+    /// Whether this is the text of a refusal.
+    pub(crate) fn is_refusal(text: &str) -> bool {
+        text.contains(REFUSED)
+    }
+
     /// The fault in a chain of errors, where one is the cause.
     pub(crate) fn find(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
         let mut next = Some(error);
@@ -298,7 +303,7 @@ impl Fault {
             if text.contains(SPEAKS_TLS) {
                 return Some(Self::speaks_tls());
             }
-            if text.contains(REFUSED) {
+            if Self::is_refusal(&text) {
                 return Some(Self::refused(""));
             }
             next = error.source();

@@ -111,8 +111,14 @@ impl Authority {
     }
 
     /// A certificate that says that the key of the request is this client's.
-    pub fn client(&self, name: &str, request: &Request, now: Millis) -> Result<Vec<u8>, Error> {
-        let params = params(name, now, CERTIFICATE)?;
+    pub fn client(
+        &self,
+        name: &str,
+        request: &Request,
+        now: Millis,
+        life: Millis,
+    ) -> Result<Vec<u8>, Error> {
+        let params = params(name, now, life)?;
         let key = &request.0.public_key;
         Ok(self.sign(params, ExtendedKeyUsagePurpose::ClientAuth, key)?.to_vec())
     }

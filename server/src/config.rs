@@ -164,6 +164,7 @@ impl Config {
             heartbeat: Duration::from_millis(self.heartbeat_ms),
             grace: Duration::from_millis(self.grace_ms),
             sweep: Duration::from_millis(self.sweep_ms),
+            certificate: Duration::from_millis(self.tls.agent_certificate_ms),
         }
     }
 }

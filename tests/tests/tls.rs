@@ -8,6 +8,8 @@
     reason = "a test may fail"
 )]
 
+#[path = "tls/agents.rs"]
+mod agents;
 #[path = "tls/farm.rs"]
 mod farm;
 #[allow(dead_code, reason = "another room uses the rest")]

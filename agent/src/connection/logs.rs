@@ -106,7 +106,8 @@ impl Server {
         let pusher = Pusher(sender);
         let open = v1::PushLogOpen { lease: lease.to_string(), stream: stream.to_owned() };
         pusher.send(Frame::Open(open)).await?;
-        let answer = self.bulk.log_service().push_log(ReceiverStream::new(receiver)).await?;
+        let answer = self.bulk.log_service().push_log(ReceiverStream::new(receiver)).await;
+        let answer = answer.inspect_err(|status| _ = self.doubt(&status.clone().into()))?;
         let mut acks = Acks(answer.into_inner());
         let first = acks.next().await?;
         Ok((pusher, acks, first))

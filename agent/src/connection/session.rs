@@ -116,7 +116,7 @@ impl Hub {
         let mut bound = BACKOFF_MIN;
         loop {
             let stop = self.stop.clone();
-            let ended = tokio::select! {
+            let mut ended = tokio::select! {
                 () = stop.cancelled() => return,
                 ended = self.session() => ended,
             };
@@ -128,6 +128,11 @@ impl Hub {
                 // Where nobody hears it, this process ends anyway.
                 let _ = self.events.send(Event::Input(Input::Evicted)).await;
                 return;
+            }
+            if let Ended::Refused(error) = &ended
+                && self.server.doubt(error)
+            {
+                ended = Ended::Cut { opened: false, why: error.message().to_owned() };
             }
             let Some(pause) = pause(&ended, &mut bound) else { return };
             tokio::select! {

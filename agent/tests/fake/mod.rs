@@ -180,7 +180,15 @@ impl AgentService for Fake {
         if first {
             return Err(Status::unavailable("lost"));
         }
-        Ok(Response::new(v1::EnrollAgentResponse { agent: format!("agt_{}", "0".repeat(32)) }))
+        let agent = format!("agt_{}", "0".repeat(32));
+        Ok(Response::new(v1::EnrollAgentResponse { agent, certificate: None }))
+    }
+
+    async fn certify_agent(
+        &self,
+        _: Request<v1::CertifyAgentRequest>,
+    ) -> Result<Response<v1::CertifyAgentResponse>, Status> {
+        Err(Status::unimplemented("nothing is encrypted here"))
     }
 
     type SessionStream = ReceiverStream<Result<v1::SessionResponse, Status>>;

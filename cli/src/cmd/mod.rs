@@ -4,6 +4,7 @@ pub(crate) mod agent;
 pub(crate) mod agents;
 pub(crate) mod artifacts;
 pub(crate) mod audit;
+pub(crate) mod ca;
 pub(crate) mod cancel;
 pub(crate) mod completion;
 pub(crate) mod config;
@@ -80,6 +81,7 @@ pub(crate) async fn run(cx: Cx<'_>, command: Command) -> Result {
         Command::Agents(args) => args.run(&cx).await,
         Command::Queue(args) => args.run(&cx).await,
         Command::Audit(args) => args.run(&cx).await,
+        Command::Ca(args) => args.run(&cx).await,
         Command::Secret(args) => args.run(&cx).await,
         Command::Token(args) => args.run(&cx).await,
         Command::Completion(args) => args.run(&cx),

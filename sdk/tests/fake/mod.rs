@@ -160,6 +160,18 @@ impl AdminService for State {
     ) -> Result<Response<ListAuditResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+    async fn list_authorities(
+        &self,
+        _: Request<ListAuthoritiesRequest>,
+    ) -> Result<Response<ListAuthoritiesResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+    async fn rotate_authority(
+        &self,
+        _: Request<RotateAuthorityRequest>,
+    ) -> Result<Response<RotateAuthorityResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
     async fn revoke_token(
         &self,
         _: Request<RevokeTokenRequest>,

@@ -39,7 +39,9 @@ impl App {
             Some(Principal::Token { id, name, .. }) => {
                 (ActorKind::Token, id.to_string(), name.clone())
             }
-            Some(Principal::Agent { id, name }) => (ActorKind::Agent, id.to_string(), name.clone()),
+            Some(Principal::Agent { id, name, .. }) => {
+                (ActorKind::Agent, id.to_string(), name.clone())
+            }
         };
         AuditRow {
             number: 0,

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use kiln_core::id::{AgentId, ProjectId, TokenId};
 
 use super::Role;
+use crate::store::AgentCertificate;
 
 /// Who presents a credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
     Token { id: TokenId, name: String, role: Role, project: Option<ProjectId> },
-    Agent { id: AgentId, name: String },
+    Agent { id: AgentId, name: String, certificate: Option<AgentCertificate> },
 }
 
 impl Principal {

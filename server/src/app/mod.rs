@@ -53,6 +53,7 @@ use crate::{
     wake::{Subscription, Topic, Wake},
 };
 
+pub use authority::Certified;
 pub use caller::{Caller, Principal};
 pub use error::{Error, Result};
 pub use grants::Given;
@@ -67,6 +68,8 @@ pub struct Timing {
     pub grace: Duration,
     /// Between two sweeps.
     pub sweep: Duration,
+    /// How long the certificate of an agent is good.
+    pub certificate: Duration,
 }
 
 impl Default for Timing {
@@ -75,6 +78,7 @@ impl Default for Timing {
             heartbeat: Duration::from_secs(10),
             grace: Duration::from_mins(1),
             sweep: Duration::from_secs(5),
+            certificate: Duration::from_hours(90 * 24),
         }
     }
 }

@@ -84,7 +84,7 @@ impl App {
     /// Encrypts with the first key what another one encrypted; says how many values, and the first key's id.
     pub async fn reencrypt_secrets(&self) -> Result<(u64, String)> {
         let keys = self.keys()?;
-        let mut count = 0;
+        let mut count = self.reencrypt_authorities().await?;
         loop {
             let found =
                 self.0.store.secrets_of_other_keys(keys.first(), REENCRYPTED_AT_ONCE).await?;

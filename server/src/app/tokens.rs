@@ -159,7 +159,7 @@ impl App {
             return Err(if known { Error::Evicted } else { UNKNOWN_AGENT });
         };
         if bool::from(digest[..].ct_eq(&agent.credential_sha256)) {
-            Ok(Principal::Agent { id, name: agent.name })
+            Ok(Principal::Agent { id, name: agent.name, certificate: agent.certificate })
         } else {
             Err(UNKNOWN_AGENT)
         }

@@ -10,8 +10,8 @@ use kiln_core::{
 
 /// What edges see of the rows; they never name `store` themselves.
 pub use crate::store::{
-    AgentRow, AuditFilter, AuditRow, BuildFilter, BuildRow, Error as StoreError, JobRow,
-    ProjectRow, Role, SecretRow, TokenRow,
+    AgentRow, AuditFilter, AuditRow, AuthorityRow, BuildFilter, BuildRow, Error as StoreError,
+    JobRow, ProjectRow, Role, SecretRow, TokenRow,
 };
 
 /// A build and the name of its project.

@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Invalid;
 
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+const DAY: u64 = 24 * 3_600_000;
+/// Longer is as good as for ever.
+const MOST_OF_AGENT: u64 = 2 * 365 * DAY;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
     /// Connections are encrypted: without `cert_file`, by a certificate of the authority that the servers of a database
@@ -19,8 +23,24 @@ pub struct Tls {
     /// Host names and addresses that clients know this server by, for the certificate that the shared authority signs;
     /// those of this machine are in it anyway.
     pub names: Vec<String>,
+    /// Milliseconds that the certificate of an agent is good for. It has another one made each day, and when two thirds
+    /// are over.
+    pub agent_certificate_ms: u64,
     /// Allows to listen beyond this machine without TLS, as behind a proxy that has it.
     pub plaintext: bool,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            cert_file: None,
+            key_file: None,
+            names: vec![],
+            agent_certificate_ms: 90 * DAY,
+            plaintext: false,
+        }
+    }
 }
 
 impl Tls {
@@ -40,6 +60,10 @@ impl Tls {
         refuse(bad.is_some(), "tls.names", message);
         let both = self.enabled && self.plaintext;
         refuse(both, "tls.plaintext", "contradicts tls.enabled; remove one of them");
+        let life = 1_000..=MOST_OF_AGENT;
+        let odd = !life.contains(&self.agent_certificate_ms);
+        let message = "must be between a second and two years";
+        refuse(odd, "tls.agent_certificate_ms", message);
         found
     }
 }

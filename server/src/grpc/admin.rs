@@ -1,6 +1,7 @@
 //! AdminService.
 
 mod audit;
+mod authority;
 
 use std::collections::HashMap;
 
@@ -194,5 +195,22 @@ impl v1::admin_service_server::AdminService for Admin {
         let next_before = rows.last().filter(|_| more).map_or(0, |row| row.number);
         let records = rows.into_iter().map(audit::record).collect();
         Ok(Response::new(v1::ListAuditResponse { records, next_before }))
+    }
+
+    async fn list_authorities(
+        &self,
+        _: Request<v1::ListAuthoritiesRequest>,
+    ) -> Result<Response<v1::ListAuthoritiesResponse>, Status> {
+        let authorities = authority::write(self.app.authorities().await?);
+        Ok(Response::new(v1::ListAuthoritiesResponse { authorities }))
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<v1::RotateAuthorityRequest>,
+    ) -> Result<Response<v1::RotateAuthorityResponse>, Status> {
+        let app = self.app.by(&auth::caller(&request)?);
+        let rows = app.rotate_authority(request.get_ref().grace_ms).await?;
+        Ok(Response::new(v1::RotateAuthorityResponse { authorities: authority::write(rows) }))
     }
 }

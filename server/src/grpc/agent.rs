@@ -12,7 +12,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{auth, bucket::Buckets, refuse, status};
 use crate::{
-    app::{Given, Hello, Principal},
+    app::{self, Certified, Given, Hello, Principal},
+    authority,
     session::{self, Error, Frame, Parts, Word},
 };
 
@@ -68,8 +69,35 @@ impl v1::agent_service_server::AgentService for Agents {
             return Err(refuse(Violation::new("credential_sha256", message)));
         }
         let app = self.parts.app.from_peer(peer);
+        // What can't be certified must not cost a token.
+        let key = match &request.certificate_request[..] {
+            [] => None,
+            key => Some(key_of(key)?),
+        };
         let agent = app.enroll(&request.token, &request.name, &request.credential_sha256).await?;
-        Ok(Response::new(v1::EnrollAgentResponse { agent: agent.to_string() }))
+        let certificate = match key {
+            Some(key) => match app.certify(agent, &key).await {
+                // It knows by the address that it speaks TLS, and to whom is not its matter: to a proxy.
+                Err(app::Error::Precondition { code: "NO_AUTHORITY", .. }) => None,
+                certified => Some(write_certificate(certified?)),
+            },
+            None => None,
+        };
+        Ok(Response::new(v1::EnrollAgentResponse { agent: agent.to_string(), certificate }))
+    }
+
+    async fn certify_agent(
+        &self,
+        request: Request<v1::CertifyAgentRequest>,
+    ) -> Result<Response<v1::CertifyAgentResponse>, Status> {
+        let caller = auth::caller(&request)?;
+        let Principal::Agent { id, .. } = caller.principal else {
+            return Err(status::denied("only agents are certified", "enrol an agent first"));
+        };
+        let key = key_of(&request.get_ref().certificate_request)?;
+        let certified = self.parts.app.by(&caller).certify(id, &key).await?;
+        let certificate = Some(write_certificate(certified));
+        Ok(Response::new(v1::CertifyAgentResponse { certificate }))
     }
 
     async fn session(
@@ -93,6 +121,16 @@ impl v1::agent_service_server::AgentService for Agents {
         });
         Ok(Response::new(said.boxed()))
     }
+}
+
+fn key_of(request: &[u8]) -> Result<authority::Request, Status> {
+    let wrong = |message| refuse(Violation::new("certificate_request", message));
+    authority::Request::parse(request).map_err(wrong)
+}
+
+fn write_certificate(certified: Certified) -> v1::AgentCertificate {
+    let Certified { certificate_pem, renew_at, ends_at, authorities_pem } = certified;
+    v1::AgentCertificate { certificate_pem, renew_ms: renew_at, ends_ms: ends_at, authorities_pem }
 }
 
 impl From<Error> for Status {

@@ -3,6 +3,7 @@
 //! It knows bearer texts and a table of methods, nothing of messages. What a token of one project may touch inside a
 //! method is asked of [`within`] by the service, once it has found the object.
 
+mod certificate;
 mod limits;
 mod line;
 mod own;
@@ -98,14 +99,17 @@ impl AuthLayer {
         &self,
         method: &str,
         bearer: Option<String>,
-        peer: Option<IpAddr>,
+        line: Option<&Line>,
     ) -> Result<Admitted, Status> {
+        let peer = line.map(|line| line.peer);
         let who = rule(method).ok_or_else(|| Status::unimplemented("there is no such method"))?;
         self.limiter.knock(peer, bearer.as_deref())?;
         let principal = match bearer {
             _ if who == Who::Anyone => return Ok(Admitted::default()),
             Some(bearer) => {
                 let principal = self.app.authenticate(&bearer).await?;
+                let security = line.and_then(|line| line.security.as_ref());
+                certificate::check(method, &principal, security, self.app.clock().now())?;
                 self.limiter.passed(&bearer);
                 principal
             }
@@ -198,11 +202,11 @@ where
         // The service that was polled ready is the one to call.
         let ready_one = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready_one);
-        let line = request.extensions().get::<Line>();
-        if let Some(line) = line {
+        let line = request.extensions().get::<Line>().cloned();
+        if let Some(line) = &line {
             line.call();
         }
-        let peer = line.map(|line| line.peer);
+        let peer = line.as_ref().map(|line| line.peer);
         let path = request.uri().path();
         let method = match path.strip_prefix(PREFIX) {
             Some(method) => method.to_owned(),
@@ -212,31 +216,31 @@ where
         };
         let layer = self.layer.clone();
         async move {
-            let (response, code) = match layer.check(&method, bearer(request.headers()), peer).await
-            {
-                Ok(Admitted { principal, permit }) => {
-                    let extensions = request.extensions_mut();
-                    if let Some(peer) = peer {
-                        extensions.insert(Peer(peer));
+            let (response, code) =
+                match layer.check(&method, bearer(request.headers()), line.as_ref()).await {
+                    Ok(Admitted { principal, permit }) => {
+                        let extensions = request.extensions_mut();
+                        if let Some(peer) = peer {
+                            extensions.insert(Peer(peer));
+                        }
+                        if let Some(principal) = principal {
+                            extensions.insert(Caller { principal, peer });
+                        }
+                        let response = inner.call(request).await?;
+                        let code = response.headers().get("grpc-status");
+                        let code = code.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
+                        let response = match permit {
+                            Some(permit) => response.map(|body| permit.hold(body)),
+                            None => response,
+                        };
+                        (response, code)
                     }
-                    if let Some(principal) = principal {
-                        extensions.insert(Caller { principal, peer });
+                    Err(status) if is_page(&method) => (page(&status), status.code()),
+                    Err(status) => {
+                        let code = status.code();
+                        (status.into_http(), code)
                     }
-                    let response = inner.call(request).await?;
-                    let code = response.headers().get("grpc-status");
-                    let code = code.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()));
-                    let response = match permit {
-                        Some(permit) => response.map(|body| permit.hold(body)),
-                        None => response,
-                    };
-                    (response, code)
-                }
-                Err(status) if is_page(&method) => (page(&status), status.code()),
-                Err(status) => {
-                    let code = status.code();
-                    (status.into_http(), code)
-                }
-            };
+                };
             // Said by the layer or, where the credential is in the message, by the service.
             if code == Code::Unauthenticated {
                 layer.limiter.failed(peer);

@@ -96,6 +96,13 @@ pub fn unauthenticated(text: impl Into<String>) -> Status {
         .say(text)
 }
 
+/// An agent without the certificate that it needs.
+pub fn uncertified(text: impl Into<String>) -> Status {
+    Reply::new(Code::Unauthenticated, "AGENT_CERTIFICATE")
+        .with("hint", "the agent asks for a certificate by itself, with CertifyAgent; where that is refused, evict it and enrol it anew")
+        .say(text)
+}
+
 /// A credential that is not enough.
 pub fn denied(text: impl Into<String>, hint: impl Into<String>) -> Status {
     Reply::new(Code::PermissionDenied, "DENIED").with("hint", hint).say(text)

@@ -286,6 +286,8 @@ pub trait Tx: Send {
 
     /// Errors with `Exists` where the generation is taken; the transaction must then be dropped.
     async fn insert_authority(&mut self, row: &AuthorityRow) -> Result<()>;
+    /// No certificate of an agent ends later than this.
+    async fn end_certificates(&mut self, at: Millis) -> Result<()>;
     /// Saves what changes: key, sealed key, and until when it is trusted.
     async fn save_authority(&mut self, row: &AuthorityRow) -> Result<()>;
 }

@@ -76,6 +76,7 @@ async fn an_address_that_guesses_is_barred_and_who_was_let_in_there_is_not() {
         token: guess(2),
         name: "box".into(),
         credential_sha256: vec![7; 32],
+        ..Default::default()
     };
     let status = agents.enroll_agent(request.clone()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);

@@ -152,6 +152,7 @@ impl World {
             token,
             name: name.into(),
             credential_sha256: Sha256::digest(credential).to_vec(),
+            ..Default::default()
         };
         let mut open = AgentServiceClient::new(self.client(""));
         let id = open.enroll_agent(request).await.unwrap().into_inner().agent;

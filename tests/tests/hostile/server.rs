@@ -125,6 +125,7 @@ impl Server {
             token,
             name: name.into(),
             credential_sha256: Sha256::digest(credential).to_vec(),
+            ..Default::default()
         };
         let mut agents = AgentServiceClient::new(self.channel.clone());
         let id = agents.enroll_agent(request).await.unwrap().into_inner().agent;

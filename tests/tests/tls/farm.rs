@@ -141,6 +141,12 @@ impl Farm {
         self.agent = Some(Process::start(name, self.dir.path(), &mut command));
     }
 
+    /// Ends the agent and starts it again.
+    pub(crate) fn restart_agent(&mut self, name: &str) {
+        assert!(self.agent.take().unwrap().terminate(PATIENCE).success());
+        self.start_agent(name, None);
+    }
+
     /// One command as a build, followed to its end.
     pub(crate) fn build(&self, words: &str) -> String {
         let command = self.trusting(&["run", "--backend", "shell", "--", "echo", words]);

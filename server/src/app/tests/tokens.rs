@@ -78,7 +78,7 @@ async fn an_agent_is_known_by_its_credential(world: World) {
     let hex = "07".repeat(32);
     let bearer = format!("{agent}.{hex}");
     let principal = world.app.authenticate(&bearer).await.unwrap();
-    assert_eq!(principal, Principal::Agent { id: agent, name: "box".into() });
+    assert_eq!(principal, Principal::Agent { id: agent, name: "box".into(), certificate: None });
     let forged = format!("{agent}.{}", "08".repeat(32));
     assert!(matches!(world.app.authenticate(&forged).await, Err(Error::Unauthenticated(_))));
 }

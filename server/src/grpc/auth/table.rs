@@ -61,11 +61,14 @@ pub(super) const METHODS: &[(&str, Who)] = &[
     ("AdminService/GetQueue", Who::Farm(Role::Reader)),
     ("AdminService/ListAgents", Who::Farm(Role::Reader)),
     ("AdminService/ListAudit", Who::Farm(Role::Admin)),
+    ("AdminService/ListAuthorities", Who::Tokens(Role::Reader)),
     ("AdminService/ListTokens", Who::Farm(Role::Admin)),
     ("AdminService/PauseAgent", Who::Farm(Role::Admin)),
     ("AdminService/ResumeAgent", Who::Farm(Role::Admin)),
     ("AdminService/RevokeToken", Who::Farm(Role::Admin)),
+    ("AdminService/RotateAuthority", Who::Farm(Role::Admin)),
     ("AdminService/RotateToken", Who::Farm(Role::Admin)),
+    ("AgentService/CertifyAgent", Who::Agents),
     ("AgentService/EnrollAgent", Who::Anyone),
     ("AgentService/Session", Who::Agents),
     ("ArtifactService/GetArtifact", Who::AgentsAnd(Role::Reader)),
@@ -189,7 +192,8 @@ mod tests {
 
     #[test]
     fn agents_push_and_fetch_and_nothing_else() {
-        let agent = Principal::Agent { id: AgentId::from_uuid(Uuid::nil()), name: "a".into() };
+        let id = AgentId::from_uuid(Uuid::nil());
+        let agent = Principal::Agent { id, name: "a".into(), certificate: None };
         let wanted = [
             "AgentService/EnrollAgent",
             "AgentService/Session",

@@ -60,7 +60,7 @@ impl Rig {
         );
         let name = "agent".to_owned();
         let service = LogServiceServer::with_interceptor(api, move |mut request: Request<()>| {
-            let principal = Principal::Agent { id: agent, name: name.clone() };
+            let principal = Principal::Agent { id: agent, name: name.clone(), certificate: None };
             request.extensions_mut().insert(Caller { principal, peer: None });
             Ok(request)
         });

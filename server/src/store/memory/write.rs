@@ -17,7 +17,7 @@ use super::{
         GrantRow, GroupRow, JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow,
         TokenRow, Tx,
     },
-    MemoryTx, entry, is_open, is_queued, put, queue, row, rows, secrets, sorted,
+    MemoryTx, all, entry, is_open, is_queued, put, queue, row, rows, secrets, sorted,
 };
 
 #[async_trait]
@@ -398,6 +398,17 @@ impl Tx for MemoryTx {
             return Err(Error::Exists { what: "authority", name: row.generation.to_string() });
         }
         put(&mut self.state.authorities, row.generation, row.clone());
+        Ok(())
+    }
+
+    async fn end_certificates(&mut self, at: Millis) -> Result<()> {
+        for row in all(&self.state.agents) {
+            let mut row = row;
+            if let Some(certificate) = &mut row.certificate {
+                certificate.ends_at = certificate.ends_at.min(at);
+                put(&mut self.state.agents, row.id, row);
+            }
+        }
         Ok(())
     }
 

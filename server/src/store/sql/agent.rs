@@ -1,7 +1,7 @@
 //! Table `agent`.
 
-use kiln_core::{agent::Admission, id::AgentId};
-use sea_orm::{QuerySelect, entity::prelude::*};
+use kiln_core::{Millis, agent::Admission, id::AgentId};
+use sea_orm::{QuerySelect, entity::prelude::*, sea_query::Expr};
 
 use super::{
     super::{AgentCertificate, AgentRow, Error, Result},
@@ -122,6 +122,15 @@ pub(super) async fn admissions(
         Ok((AgentId::from_uuid(id), from_json(TABLE, "admission", &text)?))
     };
     found.into_iter().map(read).collect()
+}
+
+/// Certificates that would end later end at this moment.
+pub(super) async fn end_certificates(conn: &impl ConnectionTrait, at: Millis) -> Result<()> {
+    let ended = Entity::update_many()
+        .col_expr(Column::CertificateEndsAt, Expr::value(at))
+        .filter(Column::CertificateEndsAt.gt(at))
+        .exec(conn);
+    ended.await.map(drop).map_err(failed("end certificates"))
 }
 
 pub(super) async fn delete(conn: &impl ConnectionTrait, id: AgentId) -> Result<()> {

@@ -266,6 +266,10 @@ impl Tx for SqlTx {
         authority::insert(&**self, row).await
     }
 
+    async fn end_certificates(&mut self, at: Millis) -> Result<()> {
+        agent::end_certificates(&**self, at).await
+    }
+
     async fn save_authority(&mut self, row: &AuthorityRow) -> Result<()> {
         authority::save(&**self, row).await
     }

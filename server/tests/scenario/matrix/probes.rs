@@ -53,6 +53,10 @@ async fn admin(mut client: AdminServiceClient<Client>, name: &str, things: &Thin
         "GetQueue" => client.get_queue(v1::GetQueueRequest {}).await.map(drop),
         "ListAgents" => client.list_agents(v1::ListAgentsRequest {}).await.map(drop),
         "ListAudit" => client.list_audit(v1::ListAuditRequest::default()).await.map(drop),
+        "ListAuthorities" => client.list_authorities(v1::ListAuthoritiesRequest {}).await.map(drop),
+        "RotateAuthority" => {
+            client.rotate_authority(v1::RotateAuthorityRequest { grace_ms: 0 }).await.map(drop)
+        }
         "ListTokens" => client.list_tokens(v1::ListTokensRequest {}).await.map(drop),
         "PauseAgent" => {
             let request = v1::PauseAgentRequest { agent, ..Default::default() };
@@ -73,12 +77,17 @@ async fn admin(mut client: AdminServiceClient<Client>, name: &str, things: &Thin
 
 async fn agent(mut client: AgentServiceClient<Client>, name: &str, secret: &str) -> Answer {
     match name {
+        "CertifyAgent" => {
+            let request = v1::CertifyAgentRequest { certificate_request: vec![1] };
+            client.certify_agent(request).await.map(drop)
+        }
         "EnrollAgent" => {
             let digest = Sha256::digest(secret);
             let request = v1::EnrollAgentRequest {
                 token: secret.into(),
                 name: format!("enrolled-{}", digest[0]),
                 credential_sha256: digest.to_vec(),
+                ..Default::default()
             };
             client.enroll_agent(request).await.map(drop)
         }
