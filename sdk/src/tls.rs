@@ -316,7 +316,8 @@ fn of_certificate(error: &CertificateError, host: &str) -> Fault {
     use CertificateError as E;
     let names = "connect by one of its names, or name this one in tls.names on the server";
     match error {
-        E::UnknownIssuer => Fault::new(
+        // Another one may have the same name, and signs otherwise.
+        E::UnknownIssuer | E::BadSignature => Fault::new(
             format!("the certificate of {host} is not of an authority that this side trusts"),
             "give the right one with --ca-file or --ca-fingerprint; `kiln ca show` on the server's machine tells it",
         ),

@@ -92,6 +92,7 @@ fn the_list_of_verbs() {
     agents      Manage agents
     queue       Show what waits, project by project
     audit       Show what was done by whom
+    ca          Manage the authority that certifies servers and agents
     token       Manage tokens
     completion  Print a completion script for a shell
     config      Manage contexts: names for servers

@@ -37,7 +37,7 @@ const TABLE: &[(&str, &str)] = &[
     ("AdminService/GetQueue", "U D O O O  D D D D  D  U U U"),
     ("AdminService/ListAgents", "U D O O O  D D D D  D  U U U"),
     ("AdminService/ListAudit", "U D D D O  D D D D  D  U U U"),
-    ("AdminService/ListAuthorities", "U D O O O  D O O O  D  U U U"),
+    ("AdminService/ListAuthorities", "U D O O O  D D D D  D  U U U"),
     ("AdminService/ListTokens", "U D D D O  D D D D  D  U U U"),
     ("AdminService/PauseAgent", "U D D D O  D D D D  D  U U U"),
     ("AdminService/ResumeAgent", "U D D D O  D D D D  D  U U U"),

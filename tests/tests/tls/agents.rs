@@ -25,7 +25,8 @@ fn papers(farm: &Farm, name: &str) -> (String, Identity) {
     };
     let (identity, certificate) = (read("identity.json"), read("certificate.json"));
     let text = |value: &Value, key: &str| value[key].as_str().unwrap().to_owned();
-    let bearer = format!("{}.{}", text(&identity, "agent"), text(&identity, "credential"));
+    let id = text(&identity, "agent").replace('-', "");
+    let bearer = format!("agt_{id}.{}", text(&identity, "credential"));
     let key_pem = text(&identity, "key_pem");
     (bearer, Identity { certificate_pem: text(&certificate, "pem"), key_pem })
 }
@@ -68,7 +69,7 @@ fn state(farm: &Farm, name: &str, wanted: &str) {
     until(&format!("{name} {wanted}"), PATIENCE, || {
         let all = succeeded(farm.trusting(&["agents", "list", "--output", "json"]));
         let all: Value = serde_json::from_str(&all).unwrap();
-        let one = all.as_array().unwrap().iter().find(|agent| agent["name"] == name)?;
+        let one = all["agents"].as_array().unwrap().iter().find(|agent| agent["name"] == name)?;
         (one["state"] == wanted).then_some(())
     });
 }

@@ -77,6 +77,8 @@ impl Farm {
     pub(crate) fn restart_server(&mut self, variables: &[(&str, &str)]) {
         let port = self.port().to_owned();
         assert!(self.server.take().unwrap().terminate(PATIENCE).success());
+        // It says anew where it listens.
+        std::fs::remove_file(self.path("server.err")).unwrap();
         self.start_server(variables, &port);
     }
 

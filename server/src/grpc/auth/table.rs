@@ -61,7 +61,7 @@ pub(super) const METHODS: &[(&str, Who)] = &[
     ("AdminService/GetQueue", Who::Farm(Role::Reader)),
     ("AdminService/ListAgents", Who::Farm(Role::Reader)),
     ("AdminService/ListAudit", Who::Farm(Role::Admin)),
-    ("AdminService/ListAuthorities", Who::Tokens(Role::Reader)),
+    ("AdminService/ListAuthorities", Who::Farm(Role::Reader)),
     ("AdminService/ListTokens", Who::Farm(Role::Admin)),
     ("AdminService/PauseAgent", Who::Farm(Role::Admin)),
     ("AdminService/ResumeAgent", Who::Farm(Role::Admin)),
@@ -195,6 +195,7 @@ mod tests {
         let id = AgentId::from_uuid(Uuid::nil());
         let agent = Principal::Agent { id, name: "a".into(), certificate: None };
         let wanted = [
+            "AgentService/CertifyAgent",
             "AgentService/EnrollAgent",
             "AgentService/Session",
             "ArtifactService/GetArtifact",
@@ -211,7 +212,7 @@ mod tests {
         assert!(reader.is_subset(&submitter) && submitter.is_subset(&admin));
         assert!(!reader.contains("BuildService/SubmitBuild"));
         assert!(!submitter.contains("AdminService/CreateToken"));
-        assert_eq!(admin.len(), METHODS.len() - 2, "all but Session and PushLog");
+        assert_eq!(admin.len(), METHODS.len() - 3, "all but CertifyAgent, Session and PushLog");
         assert_eq!(allowed(&token(Role::Enroller, None)), ["AgentService/EnrollAgent"].into());
         let bound = allowed(&token(Role::Admin, Some(1)));
         assert!(bound.iter().all(|method| !method.starts_with("AdminService/")));
