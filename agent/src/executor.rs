@@ -23,7 +23,7 @@ use crate::{
     connection::Event,
     lease::Input,
     run::{Folder, Run},
-    supervisor, workspace,
+    supervisor, trace, workspace,
 };
 
 /// A backend that has not ended this long after the grace time never will.
@@ -111,6 +111,7 @@ impl Executor {
             Ok(()) => Outcome::Succeeded,
             Err(outcome) => outcome,
         };
+        self.trace(&outcome).await;
         let folder = self.folder.clone();
         let lengths = tokio::task::spawn_blocking(move || log_lengths(&folder)).await;
         let log_lengths = lengths.ok().and_then(Result::ok).unwrap_or_else(|| {
@@ -118,6 +119,20 @@ impl Executor {
             [("main".to_owned(), 0)].into()
         });
         Report { outcome, artifacts, log_lengths }
+    }
+
+    /// Tells of the job in its build's trace, where there is one.
+    async fn trace(&self, outcome: &Outcome) {
+        let Some(place) = trace::place(&self.job) else { return };
+        let folder = self.folder.clone();
+        let marks = tokio::task::spawn_blocking(move || folder.marks()).await;
+        let marks = marks.ok().and_then(Result::ok).unwrap_or_default();
+        let now = clock::wall_ms();
+        let from = match self.began {
+            Began::At(began) => now - (clock::boot_ms() - began),
+            Began::OnAnotherBoot => marks.first().map_or(now, |mark| mark.time_ms),
+        };
+        trace::ended(&self.job, place, &marks, (from, now), outcome);
     }
 
     async fn outcome(&self, artifacts: &mut Vec<Artifact>) -> Result<(), Outcome> {

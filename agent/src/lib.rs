@@ -19,6 +19,7 @@ mod pusher;
 pub mod run;
 mod spool;
 pub mod supervisor;
+mod trace;
 pub mod workspace;
 
 pub use agent::{Error, run, run_with};

@@ -197,6 +197,7 @@ fn job(n: u128, script: &str) -> Assignment {
         spec,
         inputs: vec![],
         exclusive: false,
+        trace: None,
     }
 }
 

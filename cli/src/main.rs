@@ -15,6 +15,7 @@ mod roles;
 mod secrets;
 mod settings;
 mod table;
+mod telemetry;
 mod time;
 mod units;
 mod words;
@@ -46,7 +47,13 @@ fn runtime(
     command: args::Command,
 ) -> cmd::Result {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(Box::pin(cmd::run(cmd::Cx::new(printer, global), command)));
+    let result = runtime.block_on(Box::pin(async {
+        let telemetry = telemetry::Telemetry::start(&command)?;
+        let cx = cmd::Cx { printer, global, traceparent: telemetry.traceparent() };
+        let result = cmd::run(cx, command).await;
+        telemetry.end(result.as_ref().err().map(|failure| failure.message.clone())).await;
+        result
+    }));
     // A thread that still waits for a terminal must not hold the process.
     runtime.shutdown_background();
     result

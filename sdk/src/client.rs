@@ -67,6 +67,8 @@ pub struct Options {
     pub resume: Policy,
     /// Program and version, for the server's log.
     pub user_agent: String,
+    /// W3C traceparent: builds that are submitted belong below this span.
+    pub traceparent: Option<String>,
 }
 
 impl Options {
@@ -80,6 +82,7 @@ impl Options {
             retry: Policy::CALL,
             resume: Policy::STREAM,
             user_agent: concat!("kiln-sdk/", env!("CARGO_PKG_VERSION")).into(),
+            traceparent: None,
         }
     }
 
@@ -107,6 +110,12 @@ impl Options {
     #[must_use]
     pub fn identity(mut self, identity: Identity) -> Self {
         self.trust.identity = Some(identity);
+        self
+    }
+
+    #[must_use]
+    pub fn traceparent(mut self, traceparent: impl Into<String>) -> Self {
+        self.traceparent = Some(traceparent.into());
         self
     }
 
@@ -152,24 +161,34 @@ impl Options {
     }
 
     fn bearer(&self) -> Result<Bearer, Error> {
-        let Some(Token(secret)) = &self.token else { return Ok(Bearer(None)) };
+        let trace = self.traceparent.as_ref().map(|text| text.parse()).transpose();
+        let trace = trace.map_err(|_| {
+            Error::local(Code::InvalidArgument, "the traceparent holds what no traceparent has")
+        })?;
+        let Some(Token(secret)) = &self.token else { return Ok(Bearer { token: None, trace }) };
         let mut value: MetadataValue<Ascii> = format!("Bearer {secret}").parse().map_err(|_| {
             Error::local(Code::InvalidArgument, "the token holds characters that no token has")
                 .with_hint("check the token file: one line, nothing but the token")
         })?;
         value.set_sensitive(true);
-        Ok(Bearer(Some(value)))
+        Ok(Bearer { token: Some(value), trace })
     }
 }
 
-/// Adds the token to every call.
+/// Adds token and traceparent to every call.
 #[derive(Debug, Clone)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
+pub struct Bearer {
+    token: Option<MetadataValue<Ascii>>,
+    trace: Option<MetadataValue<Ascii>>,
+}
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(value) = &self.0 {
+        if let Some(value) = &self.token {
             request.metadata_mut().insert("authorization", value.clone());
+        }
+        if let Some(value) = &self.trace {
+            request.metadata_mut().insert("traceparent", value.clone());
         }
         Ok(request)
     }

@@ -195,7 +195,7 @@ fn outcome(lease: &LeaseRow) -> &'static str {
 impl Metrics {
     /// Leases began, started or ended.
     pub(crate) fn moved(&self, moved: &[Moved]) {
-        for Moved { lease, since } in moved {
+        for Moved { lease, since, .. } in moved {
             match lease.phase {
                 LeasePhase::Leased => {
                     self.0.queue_wait.observe(seconds(*since, lease.given_at));

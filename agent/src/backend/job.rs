@@ -43,6 +43,8 @@ pub(super) fn environment(
         ("KILN_WORKSPACE", workspace.to_owned()),
     ];
     env.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    // What the job calls goes on with the trace.
+    env.extend(job.trace.map(|trace| ("TRACEPARENT".to_owned(), trace.to_string())));
     if let Some(secrets) = secrets {
         env.insert("KILN_SECRETS".to_owned(), secrets.to_owned());
     }

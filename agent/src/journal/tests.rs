@@ -24,6 +24,7 @@ fn entry(n: u128, state: EntryState) -> Entry {
         spec: JobSpec::default(),
         inputs: vec![],
         exclusive: false,
+        trace: None,
     };
     Entry { state, ..Entry::taken(assignment, 5) }
 }

@@ -27,6 +27,7 @@ fn assignment(n: u128) -> Assignment {
         spec: JobSpec::default(),
         inputs: vec![],
         exclusive: false,
+        trace: None,
     }
 }
 

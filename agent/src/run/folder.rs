@@ -88,6 +88,15 @@ impl Folder {
         self.path.join("stages.jsonl")
     }
 
+    /// The stages so far; one that was cut off in the middle is left out.
+    pub(crate) fn marks(&self) -> io::Result<Vec<StageMark>> {
+        let text = match std::fs::read_to_string(self.stages()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
+            text => text?,
+        };
+        Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    }
+
     /// Scratch space of the job, its HOME and TMPDIR.
     pub fn tmp(&self) -> PathBuf {
         self.path.join("tmp")

@@ -127,6 +127,7 @@ pub fn assignment(run: &Run, spec: JobSpec) -> Assignment {
         spec: JobSpec { name: "test".to_owned(), ..spec },
         inputs: vec![],
         exclusive: false,
+        trace: None,
     }
 }
 

@@ -45,16 +45,15 @@ pub(crate) type Result<T = ExitStatus> = std::result::Result<T, Failure>;
 pub(crate) struct Cx<'a> {
     pub(crate) printer: &'a Printer,
     pub(crate) global: Global,
+    /// Where builds belong that are submitted.
+    pub(crate) traceparent: Option<String>,
 }
 
-impl<'a> Cx<'a> {
-    pub(crate) const fn new(printer: &'a Printer, global: Global) -> Self {
-        Self { printer, global }
-    }
-
+impl Cx<'_> {
     /// The server that flags, environment and configuration name.
     pub(crate) async fn client(&self) -> Result<Client> {
-        let options = context::options(&self.global)?;
+        let mut options = context::options(&self.global)?;
+        options.traceparent.clone_from(&self.traceparent);
         Ok(Client::connect(options).await?)
     }
 }

@@ -5,6 +5,7 @@ mod context;
 mod errors;
 mod help;
 mod roles;
+mod traces;
 mod up;
 mod verbs;
 

@@ -145,6 +145,7 @@ pub fn assign(session: SessionId, assignment: Assignment, secrets: &[Secret]) ->
         secrets: secrets.iter().map(Into::into).collect(),
         inputs: assignment.inputs.into_iter().map(Into::into).collect(),
         exclusive: assignment.exclusive,
+        traceparent: assignment.trace.map(|trace| trace.to_string()).unwrap_or_default(),
     }
 }
 
@@ -159,10 +160,12 @@ pub fn assignment(field: &str, assign: v1::Assign) -> Read<(SessionId, Assignmen
     let attempt = reader.count("attempt", assign.attempt);
     let inputs = artifacts(&mut reader, "inputs", assign.inputs);
     let (project, exclusive) = (assign.project, assign.exclusive);
+    // A job is not refused for the sake of a trace.
+    let trace = assign.traceparent.parse().ok();
     let read = match (session, lease, job, build, spec) {
         (Some(session), Some(lease), Some(job), Some(build), Some(spec)) => {
             let assignment =
-                Assignment { lease, job, build, project, attempt, spec, inputs, exclusive };
+                Assignment { lease, job, build, project, attempt, spec, inputs, exclusive, trace };
             Some((session, assignment))
         }
         _ => None,

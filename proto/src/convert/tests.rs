@@ -229,6 +229,7 @@ fn leases_round_trip_through_their_frames() {
         spec: full_job(),
         inputs: vec![file.clone()],
         exclusive: true,
+        trace: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".parse().unwrap()),
     };
     assert_eq!(assignment("a", assign(session, given.clone(), &[])), Ok((session, given.clone())));
     assert_eq!(

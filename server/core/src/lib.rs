@@ -2,7 +2,7 @@
 //!
 //! `spec` is what to build, `build` makes jobs of it, `job` is the state machine of each of them, `schedule` says
 //! which agent gets which, `session` is the server's half of the protocol with agents, `event` is what is recorded,
-//! `secret` is what must not be.
+//! `secret` is what must not be, `trace` is what is told of it elsewhere.
 
 pub mod agent;
 pub mod build;
@@ -14,6 +14,7 @@ pub mod schedule;
 pub mod secret;
 pub mod session;
 pub mod spec;
+pub mod trace;
 
 /// Milliseconds since the Unix epoch.
 pub type Millis = i64;

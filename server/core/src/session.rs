@@ -14,6 +14,7 @@ use crate::{
     id::{BuildId, JobId, LeaseId, SessionId},
     outcome::Outcome,
     spec::JobSpec,
+    trace::Trace,
 };
 
 pub use identity::{Opened, Refusal, admit};
@@ -32,6 +33,9 @@ pub struct Assignment {
     pub inputs: Vec<Artifact>,
     /// It must not run when the agent can't be sure that its lease holds.
     pub exclusive: bool,
+    /// Place of the lease's span.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Trace>,
 }
 
 /// A file that a job left.

@@ -3,22 +3,31 @@
 use std::collections::BTreeMap;
 
 use kiln_core::{
-    id::JobId,
+    id::{JobId, LeaseId},
     session::{Artifact, Assignment},
     spec::JobSpec,
+    trace::Trace,
 };
 
-use super::{App, Error, Result};
-use crate::store::{self, LeaseRow};
+use super::{App, Error, Result, trace};
+use crate::store::{self, LeaseRow, jobs::Moved};
 
 /// What jobs are given to agents with, beside their leases.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
     specs: BTreeMap<JobId, JobSpec>,
     inputs: BTreeMap<JobId, Vec<Artifact>>,
+    traces: BTreeMap<LeaseId, Trace>,
 }
 
 impl Contents {
+    /// Learns where leases belong that were just given.
+    pub(super) fn trace(&mut self, moved: &[Moved]) {
+        let traced = moved.iter().filter_map(|moved| Some((&moved.lease, moved.traced.as_ref()?)));
+        self.traces
+            .extend(traced.map(|(lease, (place, _))| (lease.id, trace::of_lease(*place, lease))));
+    }
+
     /// Takes what it has of the job of this lease.
     pub(super) fn assignment(&mut self, lease: &LeaseRow, project: &str) -> Option<Assignment> {
         let spec = self.specs.remove(&lease.job)?;
@@ -30,6 +39,7 @@ impl Contents {
             attempt: lease.attempt,
             inputs: self.inputs.remove(&lease.job).unwrap_or_default(),
             exclusive: spec.is_exclusive(),
+            trace: self.traces.remove(&lease.id),
             spec,
         })
     }
@@ -40,6 +50,10 @@ impl App {
     pub(super) async fn assignment(&self, lease: &LeaseRow) -> Result<Assignment> {
         self.0.names.learn_lease(lease);
         let mut contents = self.contents(&[lease.job]).await?;
+        let build = self.0.store.build(lease.build).await?;
+        if let Some(place) = build.and_then(|build| build.trace()) {
+            contents.traces.insert(lease.id, trace::of_lease(place, lease));
+        }
         let project = self.project_name(lease.project).await?;
         contents.assignment(lease, &project).ok_or_else(|| Error::not_found("lease", lease.id))
     }
@@ -50,7 +64,7 @@ impl App {
             return Ok(Contents::default());
         }
         let (specs, inputs) = tokio::try_join!(self.0.store.specs(jobs), self.inputs(jobs))?;
-        Ok(Contents { specs: specs.into_iter().collect(), inputs })
+        Ok(Contents { specs: specs.into_iter().collect(), inputs, ..Contents::default() })
     }
 
     /// Artifacts of the needed jobs that a job asked for.

@@ -322,7 +322,8 @@ async fn transact(
     transitions.extend(leases);
     if !transitions.is_empty() {
         let apply = jobs::apply(&mut *tx, &transitions, now);
-        let (applied, contents) = tokio::try_join!(apply, app.contents(&wanted))?;
+        let (applied, mut contents) = tokio::try_join!(apply, app.contents(&wanted))?;
+        contents.trace(&applied.effects.moved);
         let recorded = sessions::answers(&mut *tx, &words, &applied.results).await?;
         answers.extend(
             group.words.iter().zip(recorded).map(|((at, _), said)| (*at, Answer::Recorded(said))),

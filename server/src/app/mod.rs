@@ -29,6 +29,7 @@ mod secrets;
 mod sessions;
 mod submit;
 mod tokens;
+mod trace;
 mod uses;
 pub mod views;
 mod work;
@@ -41,7 +42,7 @@ use std::{
     time::Duration,
 };
 
-use kiln_core::{secret::Secret, spec::BuildSpec};
+use kiln_core::{secret::Secret, spec::BuildSpec, trace::Trace};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -92,6 +93,8 @@ pub struct Submit {
     /// Given to the jobs of this build alone.
     pub secrets: Vec<Secret>,
     pub submitter: String,
+    /// Where the caller's part of a trace ends.
+    pub trace: Option<Trace>,
 }
 
 /// The use cases over a store, a wake and a clock, and who uses them. Cheap to clone.
@@ -184,6 +187,7 @@ impl App {
     /// What follows a commit. All of it can be lost.
     fn publish(&self, effects: Effects) {
         self.0.metrics.moved(&effects.moved);
+        trace::moved(&effects.moved, self.0.clock.now());
         let mut topics: Vec<Topic> = effects.builds.iter().copied().map(Topic::Build).collect();
         topics.extend(effects.agents.iter().copied().map(Topic::Agent));
         if !effects.openings.is_empty() || !effects.freed.is_empty() {

@@ -11,11 +11,14 @@ use kiln_core::{
     job::{Job, State},
     schedule::Class,
     spec::{JobSpec, Source, is_name},
+    trace::ANNOTATION,
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{App, BuildView, Error, Result, Submit, commit::Command, secrets::asked, work::Work};
+use super::{
+    App, BuildView, Error, Result, Submit, commit::Command, secrets::asked, trace, work::Work,
+};
 use crate::{
     clock::Clock,
     store::{
@@ -63,7 +66,11 @@ impl App {
 
     /// Stores a build; `created` is false where the key named one with the same content.
     pub async fn submit(&self, submit: Submit) -> Result<(BuildView, bool)> {
+        let (from, caller) = (self.0.clock.now(), trace::caller(&submit));
         let submitted = self.try_submit(submit).await;
+        if let Ok((view, true)) = &submitted {
+            trace::submitted(caller, &view.build, from, self.0.clock.now());
+        }
         self.0.metrics.submitted(match &submitted {
             Ok((_, true)) => "created",
             Ok((_, false)) => "known",
@@ -94,7 +101,7 @@ impl App {
     pub(super) async fn prepare(&self, submit: Submit) -> Result<(NewBuild, String)> {
         check_key(submit.key.as_deref())?;
         let digest = digest(&submit)?;
-        let asked = asked(&submit.spec);
+        let (asked, caller) = (asked(&submit.spec), trace::caller(&submit));
         let plan = plan(submit.spec).map_err(Error::Invalid)?;
         let project = self.named_project(&submit.project).await?;
         self.check_secrets(&asked, &submit.secrets, project, &submit.project).await?;
@@ -104,6 +111,9 @@ impl App {
         };
         let header = Header { key: submit.key, submitter: submit.submitter, digest };
         let mut new = expand(plan, header, project, &*self.0.clock);
+        if let Some(place) = trace::place(caller, &new.build) {
+            new.build.annotations.insert(ANNOTATION.to_owned(), place.to_string());
+        }
         let BuildRow { id, submitter, .. } = &new.build;
         new.secrets = self.sealed_with_build(project, *id, &submit.secrets, submitter)?;
         Ok((new, submit.project))

@@ -101,6 +101,8 @@ impl v1::build_service_server::BuildService for Builds {
         let caller = auth::caller(&request)?;
         let app = self.app.by(&caller);
         let caller = caller.principal;
+        let trace = request.metadata().get("traceparent").and_then(|text| text.to_str().ok());
+        let trace = trace.and_then(|text| text.parse().ok());
         let request = request.into_inner();
         let spec =
             request.spec.ok_or_else(|| refuse(Violation::new("spec", "say what to build")))?;
@@ -113,6 +115,7 @@ impl v1::build_service_server::BuildService for Builds {
             submitter: match caller {
                 Principal::Token { name, .. } | Principal::Agent { name, .. } => name,
             },
+            trace,
         };
         if request.validate_only {
             self.app.check(submit).await?;

@@ -147,10 +147,38 @@ mod tests {
         assert!(page.contains("kiln_database_up 0") && !page.contains("kiln_queue_jobs"));
     }
 
+    fn page() -> String {
+        Metrics::default().page(&Now { at: 0, census: Some(&census()), sessions: 0 })
+    }
+
+    fn documentation(file: &str) -> String {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/");
+        std::fs::read_to_string(format!("{folder}{file}")).unwrap()
+    }
+
+    #[test]
+    fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+        let known = named(&page());
+        for file in ["monitoring/rules.yaml", "monitoring/dashboard.json"] {
+            let text = documentation(file);
+            let is_other = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+            let asked: Vec<&str> =
+                text.split(is_other).filter(|word| word.starts_with("kiln_")).collect();
+            assert!(asked.len() > 5, "{file}");
+            for word in asked {
+                let of = |suffix| word.strip_suffix(suffix).unwrap_or(word);
+                let found = known.iter().any(|(name, kind)| match kind.as_str() {
+                    "histogram" => ["_bucket", "_sum", "_count"].map(of).contains(&name.as_str()),
+                    _ => name == word,
+                });
+                assert!(found, "{file} asks for {word}");
+            }
+        }
+    }
+
     #[test]
     fn the_documented_metrics_are_those_of_the_page() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/monitoring.md");
-        let text = std::fs::read_to_string(path).unwrap();
+        let text = documentation("monitoring.md");
         let lines = text.lines().filter_map(|line| line.strip_prefix("| `kiln_"));
         let mut documented: Vec<(String, String)> = lines
             .map(|line| {
@@ -160,9 +188,7 @@ mod tests {
             })
             .collect();
         documented.sort();
-        let census = census();
-        let now = Now { at: 0, census: Some(&census), sessions: 0 };
-        let mut found = named(&Metrics::default().page(&now));
+        let mut found = named(&page());
         found.sort();
         assert_eq!(documented, found, "docs/monitoring.md must list what is on the right");
     }

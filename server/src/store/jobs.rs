@@ -17,6 +17,7 @@ use kiln_core::{
     id::{AgentId, BuildId, ClassId, JobId},
     job::{Event, Rejected},
     session::Report,
+    trace::Trace,
 };
 
 use super::{LeaseRow, Result, Tx};
@@ -77,6 +78,8 @@ pub struct Opening {
 pub struct Moved {
     pub lease: LeaseRow,
     pub since: Millis,
+    /// Its build's place in a trace, and the name of its job, where there is a trace.
+    pub traced: Option<(Trace, String)>,
 }
 
 /// What follows from a commit. Each can be lost: the rows are the truth.

@@ -11,6 +11,7 @@ use kiln_core::{
     outcome::Outcome,
     session::{Artifact, LeaseFacts, LeasePhase},
     spec::JobSpec,
+    trace::{self, Trace},
 };
 use uuid::Uuid;
 
@@ -50,6 +51,11 @@ pub struct BuildRow {
 impl BuildRow {
     pub fn state(&self) -> BuildState {
         self.counts.state()
+    }
+
+    /// Its place in a trace.
+    pub fn trace(&self) -> Option<Trace> {
+        self.annotations.get(trace::ANNOTATION)?.parse().ok()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Graphs, cancel, retry, keys.
 
-use kiln_core::{build::BuildState, job::State, session::Artifact};
+use kiln_core::{build::BuildState, job::State, session::Artifact, trace::Trace};
 
 use super::*;
 use crate::app::Error;
@@ -19,6 +19,7 @@ scenarios! {
     infrastructure_failures_are_tried_again_after_a_backoff,
     a_thousand_jobs_are_submitted_cancelled_and_retried,
     pages_of_builds_meet_without_gap,
+    each_lease_of_a_traced_build_has_its_place,
 }
 
 async fn a_graph_runs_in_its_order_and_hands_artifacts_on(world: World) {
@@ -239,4 +240,28 @@ async fn pages_of_builds_meet_without_gap(world: World) {
     }
     seen.dedup();
     assert_eq!(seen.len(), 5);
+}
+
+async fn each_lease_of_a_traced_build_has_its_place(world: World) {
+    let text = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let (session, trace) = (world.connect("a", 4).await, text.parse().unwrap());
+    let submit = Submit {
+        trace: Some(trace),
+        ..submission("default", Some("key"), vec![job("a", &[]), job("b", &[])])
+    };
+    let (build, _) = world.app.submit(submit.clone()).await.unwrap();
+    assert_eq!(build.build.annotations["traceparent"], text);
+    // Another caller that repeats it is of another trace.
+    let again = Submit { trace: None, ..submit };
+    assert!(!world.app.submit(again).await.unwrap().1);
+
+    let given = world.claim(session).await;
+    let places: Vec<Trace> = given.iter().map(|given| given.trace.unwrap()).collect();
+    assert!(places.iter().all(|place| (place.trace, place.sampled) == (trace.trace, true)));
+    assert!(places[0].span != places[1].span && !places.contains(&trace));
+    for (given, place) in given.iter().zip(places) {
+        let again = world.app.given(given.lease).await.unwrap();
+        assert_eq!(again.assignment.trace, Some(place), "it is the same when it is said again");
+    }
+    world.stop().await;
 }

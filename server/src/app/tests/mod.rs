@@ -316,6 +316,7 @@ fn submission(project: &str, key: Option<&str>, jobs: Vec<JobSpec>) -> Submit {
         spec: BuildSpec { jobs, ..BuildSpec::default() },
         secrets: vec![],
         submitter: "someone".into(),
+        trace: None,
     }
 }
 

@@ -10,6 +10,7 @@ use kiln_core::{
     job::{Event, State, Status},
     outcome::{FailureKind, Outcome},
     session::LeasePhase,
+    trace::Trace,
 };
 use uuid::Uuid;
 
@@ -135,7 +136,8 @@ impl Batch {
         row.agent = Some(lease.agent);
         *self.running.entry(row.project).or_default() += 1;
         let lease = LeaseRow { attempt: row.job.attempts, ..lease.clone() };
-        self.effects.moved.push(Moved { lease: lease.clone(), since });
+        let traced = traced(&self.builds, &row);
+        self.effects.moved.push(Moved { lease: lease.clone(), since, traced });
         self.given.push(lease.clone());
         let change = JobChange { agent: Some(lease.agent), ..JobChange::of(&row.job, &row.name) };
         self.changed(before, row, change);
@@ -231,8 +233,14 @@ impl Batch {
             _ => return,
         }
         self.dirty_leases.insert(lease.id);
-        self.effects.moved.push(Moved { lease: lease.clone(), since });
+        let traced = traced(&self.builds, row);
+        self.effects.moved.push(Moved { lease: lease.clone(), since, traced });
     }
+}
+
+fn traced(builds: &BTreeMap<BuildId, BuildRow>, row: &JobRow) -> Option<(Trace, String)> {
+    let place = builds.get(&row.job.build)?.trace()?;
+    Some((place, row.name.clone()))
 }
 
 /// A queued job as something to offer.

@@ -39,6 +39,7 @@ impl World {
             key: None,
             spec,
             submitter: "simulation".to_owned(),
+            trace: None,
             secrets: vec![],
         };
         match self.app.submit(submit).await {
