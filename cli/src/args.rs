@@ -92,6 +92,8 @@ pub(crate) enum Command {
     Agent(cmd::agent::Args),
     /// Bring a database to this version's schema
     Migrate(cmd::migrate::Args),
+    /// Back up or restore the embedded database, on the machine of its server
+    Admin(cmd::admin::Args),
     /// Supervise one job
     #[command(hide = true)]
     Supervise(cmd::supervise::Args),
@@ -138,12 +140,13 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// What is logged where nobody asks for more.
-    pub(crate) const fn log_level(&self) -> &'static str {
+    /// What is logged where nobody asks for more. A role that runs on says itself how it logs, once it is configured.
+    pub(crate) const fn log_level(&self) -> Option<&'static str> {
         match self {
-            Self::Server(_) | Self::Agent(_) | Self::Migrate(_) => "info",
-            Self::Up(_) => "warn",
-            _ => "error",
+            Self::Server(_) | Self::Up(_) => None,
+            Self::Agent(args) if args.is_role() => None,
+            Self::Agent(_) | Self::Migrate(_) | Self::Admin(_) => Some("info"),
+            _ => Some("error"),
         }
     }
 }

@@ -31,6 +31,13 @@ impl Failure {
         Self::new(ExitStatus::Unavailable, message)
     }
 
+    /// All of it on one line.
+    pub(crate) fn line(&self) -> String {
+        let fields = self.fields.iter().map(|(field, message)| format!("{field}: {message}"));
+        let fields = fields.collect::<Vec<_>>().join("; ");
+        if fields.is_empty() { self.message.clone() } else { format!("{}: {fields}", self.message) }
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self

@@ -8,6 +8,7 @@ mod exit;
 mod failure;
 mod follow;
 mod json;
+mod log;
 mod names;
 mod pack;
 mod printer;
@@ -34,7 +35,9 @@ fn main() -> ExitCode {
         return args.run();
     }
     let printer = printer::Printer::new(&cli.global);
-    roles::log(cli.global.verbose, cli.command.log_level(), printer.colors_err());
+    if let Some(level) = cli.command.log_level() {
+        log::start_command(&cli.global, level, printer.colors_err());
+    }
     match runtime(&printer, cli.global.with_environment(), cli.command) {
         Ok(status) => status.into(),
         Err(failure) => printer.failure(&failure).into(),

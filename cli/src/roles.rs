@@ -1,4 +1,4 @@
-//! What the long-running roles share: signals, logs, and how they fail.
+//! What the long-running roles share: signals, and how they fail.
 
 use std::{collections::HashSet, error::Error};
 
@@ -22,6 +22,33 @@ pub(crate) struct Stop {
 impl Stop {
     pub(crate) fn token(&self) -> CancellationToken {
         self.token.clone()
+    }
+
+    /// At each SIGHUP, reads the configuration again: `reload` takes over what can be, and names what needs a restart.
+    pub(crate) fn on_hangup(
+        &self,
+        mut reload: impl FnMut() -> Result<Vec<String>> + Send + 'static,
+    ) -> Result<()> {
+        let mut hangup = signal(SignalKind::hangup())?;
+        let token = self.token();
+        self.tasks.spawn(async move {
+            while let Some(Some(())) = token.run_until_cancelled(hangup.recv()).await {
+                match reload() {
+                    Ok(kept) if kept.is_empty() => {
+                        tracing::info!("the configuration was read again");
+                    }
+                    Ok(kept) => tracing::warn!(
+                        fields = kept.join(", "),
+                        "the configuration was read again; these fields need a restart to change"
+                    ),
+                    Err(failure) => tracing::error!(
+                        error = failure.line(),
+                        "the configuration stays as it is: the new one can't be used"
+                    ),
+                }
+            }
+        });
+        Ok(())
     }
 }
 
@@ -67,27 +94,4 @@ pub(crate) fn failed(who: &str, error: &(dyn Error + 'static)) -> Failure {
         next = error.source();
     }
     Failure::new(ExitStatus::Unavailable, format!("{who}: {}", parts.join(": ")))
-}
-
-/// Logs go to stderr; KILN_LOG filters them, as `info,kiln_server=debug`.
-pub(crate) fn log(verbose: u8, default: &str, color: bool) {
-    use tracing_subscriber::EnvFilter;
-    let level = match verbose {
-        0 => default,
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    // What the schema consists of is nobody's news.
-    let quiet = if verbose == 0 { ",sea_orm_migration=warn,sqlx=warn" } else { "" };
-    let filter = EnvFilter::try_from_env("KILN_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level}{quiet}")));
-    let layer = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(color)
-        // It would be said on the stream that just failed, by a macro that panics then.
-        .log_internal_errors(false)
-        .with_writer(std::io::stderr);
-    // A second subscriber is never installed; the first one stays.
-    let _ = layer.with_target(false).try_init();
 }

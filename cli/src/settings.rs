@@ -21,9 +21,13 @@ use crate::{cmd::Result, failure::Failure};
 pub(crate) use show::show;
 
 /// A configuration that can be set so. It and all its sections have defaults and refuse unknown keys.
-pub(crate) trait Config: Debug + Default + Serialize + DeserializeOwned {
+pub(crate) trait Config: Debug + Clone + Default + Serialize + DeserializeOwned {
     /// What can't be used, though each value alone could: the field, and what to do.
     fn refused(&self) -> Vec<(&'static str, String)>;
+
+    /// This one, in effect, with what can be taken over of a new one.
+    #[must_use]
+    fn reloaded(&self, new: &Self) -> Self;
 }
 
 impl Config for kiln_server::Config {
@@ -31,11 +35,20 @@ impl Config for kiln_server::Config {
         let found = self.check().err().map_or_else(Vec::new, |error| error.0);
         found.into_iter().map(|invalid| (invalid.field, invalid.message)).collect()
     }
+
+    fn reloaded(&self, new: &Self) -> Self {
+        Self::reloaded(self, new)
+    }
 }
 
 impl Config for kiln_agent::Config {
     fn refused(&self) -> Vec<(&'static str, String)> {
         self.check()
+    }
+
+    /// Sessions and jobs rely on all of it.
+    fn reloaded(&self, _: &Self) -> Self {
+        self.clone()
     }
 }
 
@@ -91,6 +104,32 @@ impl<T> Part<T> {
         let source = |field: &&'a str| Some((*field, self.sources.get(*field)?));
         fields.iter().copied().filter_map(move |field| source(&field))
     }
+}
+
+impl<T: Config> Part<T> {
+    /// Takes over what can be while the role runs, and says what else is different.
+    pub(crate) fn reload(&mut self, new: &Self) -> Result<Vec<String>> {
+        let config = self.config.reloaded(&new.config);
+        let named = |(field, why): (&str, String)| (format!("{}{field}", self.section), why);
+        let wrong: Vec<_> = config.refused().into_iter().map(named).collect();
+        if !wrong.is_empty() {
+            return Err(refused(wrong));
+        }
+        let wanted = layers::fields(&new.config);
+        let kept = wanted.into_iter().filter({
+            let now: BTreeMap<_, _> = layers::fields(&config).into_iter().collect();
+            move |(name, value)| now.get(name) != Some(value)
+        });
+        let kept = kept.map(|(name, _)| format!("{}{name}", self.section)).collect();
+        self.config = config;
+        Ok(kept)
+    }
+}
+
+fn refused(wrong: Vec<(String, String)>) -> Failure {
+    let mut failure = Failure::usage("the configuration can't be used");
+    failure.fields = wrong;
+    failure
 }
 
 /// All layers, and what was found to be wrong.
@@ -172,12 +211,7 @@ impl Settings {
 
     /// Everything that is wrong, at once.
     pub(crate) fn finish(self) -> Result<()> {
-        if self.wrong.is_empty() {
-            return Ok(());
-        }
-        let mut failure = Failure::usage("the configuration can't be used");
-        failure.fields = self.wrong;
-        Err(failure)
+        if self.wrong.is_empty() { Ok(()) } else { Err(refused(self.wrong)) }
     }
 }
 
@@ -186,6 +220,11 @@ impl Settings {
 pub(crate) struct Flags(Vec<Leaf>);
 
 impl Flags {
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
     /// A flag that may be there; `path` is the field's full name.
     pub(crate) fn set(
         mut self,

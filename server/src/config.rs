@@ -146,6 +146,18 @@ impl Config {
         found
     }
 
+    /// This configuration with what a running server can take over of a new one. A shorter `grace_ms` waits for a
+    /// restart: agents rely on the one that they were told.
+    #[must_use]
+    pub fn reloaded(&self, new: &Self) -> Self {
+        Self {
+            grace_ms: self.grace_ms.max(new.grace_ms),
+            limits: new.limits.clone(),
+            retention: new.retention.clone(),
+            ..self.clone()
+        }
+    }
+
     /// The URL of the database.
     pub fn database_url(&self) -> String {
         if self.database.is_empty() {
@@ -230,6 +242,17 @@ mod tests {
     fn a_storage_url_is_checked_with_the_rest() {
         let wrong = Config::from_toml("[storage]\nurl = \"ftp://a\"").unwrap();
         assert_eq!(refused(&wrong), ["storage.url"]);
+    }
+
+    #[test]
+    fn what_agents_rely_on_and_what_is_open_stays_until_a_restart() {
+        let old = Config { connections: 3, grace_ms: 90_000, ..Config::default() };
+        let new =
+            Config::from_toml("grace_ms = 30000\nsweep_ms = 1\n[limits]\nstreams = 9").unwrap();
+        let reloaded = old.reloaded(&new);
+        assert_eq!(reloaded, Config { limits: new.limits.clone(), ..old.clone() });
+        let longer = Config { grace_ms: 100_000, ..new };
+        assert_eq!(old.reloaded(&longer).grace_ms, 100_000);
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub trait Files: Debug + Send + Sync {
     /// Nothing will be added to the log of a lease that has ended.
     async fn log_has_ended(&self, lease: LeaseId) -> Result<bool>;
 
+    /// Removes the logs of these leases.
+    async fn forget_logs(&self, leases: &[LeaseId]) -> Result<()>;
+
     /// Keeps an uploaded source until the submission that names it is stored; `field` is its path there.
     async fn hold(&self, field: &str, sha256: &str, size: u64) -> Result<()>;
 }
@@ -47,6 +50,10 @@ impl Files for NoFiles {
 
     async fn log_has_ended(&self, _: LeaseId) -> Result<bool> {
         Ok(true)
+    }
+
+    async fn forget_logs(&self, _: &[LeaseId]) -> Result<()> {
+        Ok(())
     }
 
     async fn hold(&self, _: &str, _: &str, _: u64) -> Result<()> {
@@ -74,6 +81,13 @@ impl Files for Stored {
 
     async fn log_has_ended(&self, lease: LeaseId) -> Result<bool> {
         Ok(self.logs.has_ended(lease).await?)
+    }
+
+    async fn forget_logs(&self, leases: &[LeaseId]) -> Result<()> {
+        for lease in leases {
+            self.logs.forget(*lease).await?;
+        }
+        Ok(())
     }
 
     async fn hold(&self, field: &str, sha256: &str, size: u64) -> Result<()> {

@@ -3,12 +3,14 @@
 pub mod app;
 pub mod artifacts;
 pub mod authority;
+pub mod backup;
 pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod data;
 pub mod files;
 pub mod grpc;
+pub mod live;
 pub mod logs;
 pub mod metrics;
 mod recent;

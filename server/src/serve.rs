@@ -8,6 +8,7 @@ mod life;
 mod listen;
 mod ready;
 mod tls;
+mod tuning;
 
 use std::{
     future::Future,
@@ -27,19 +28,22 @@ use gate::{Connection, Gate};
 use life::Life;
 use ready::Readiness;
 use tls::Tls;
+pub use tuning::Tuning;
 
 use crate::{
     app::{self, App},
     authority,
     clock::{SharedClock, SystemClock},
-    config::{self, Config},
+    config::{self, Config, Limits},
     crypto,
     data::{self, Folder},
     files::{Files, NoFiles, Stored},
     grpc::{
         Admin, Agents, ArtifactApi, Builds, LogApi, Projects, Secrets,
         auth::{AuthLayer, Limiter},
+        call::CallLayer,
     },
+    live::Live,
     metrics::Metrics,
     session, storage,
     store::{self, SharedStore, sql},
@@ -131,7 +135,7 @@ pub struct Running {
     /// Where it listens.
     pub addr: SocketAddr,
     encrypted: bool,
-    app: App,
+    tuning: Tuning,
     main: JoinHandle<Result<()>>,
 }
 
@@ -148,7 +152,12 @@ impl Running {
 
     /// Its use cases, for roles of the same process.
     pub fn app(&self) -> &App {
-        &self.app
+        &self.tuning.app
+    }
+
+    /// What of its configuration may change from now on.
+    pub fn tuning(&self) -> Tuning {
+        self.tuning.clone()
     }
 
     /// Until it has ended: after its shutdown, or because it failed.
@@ -238,24 +247,34 @@ async fn assemble(
     if let Some(tls) = tls.clone() {
         life.tasks.spawn(tls.tend(life.halt.clone()));
     }
-    let limiter = Limiter::new(config.limits.clone(), Arc::clone(app.clock()));
-    let auth = AuthLayer::new(app.clone(), config.auth, limiter.clone())
+    let tuning = Tuning::new(&config, &app);
+    let auth = AuthLayer::new(app.clone(), config.auth, tuning.limiter.clone())
         .with_open_metrics(config.metrics.open);
     let files: Arc<dyn Files> = match stored.clone() {
         Some(stored) => Arc::new(stored),
         None => Arc::new(NoFiles),
     };
-    life.tasks.spawn(sweep(app.clone(), limiter, Arc::clone(&files), life.halt.clone()));
+    life.tasks.spawn(sweep(
+        app.clone(),
+        tuning.limiter.clone(),
+        Arc::clone(&files),
+        life.halt.clone(),
+    ));
     if let Some(stored) = stored.clone() {
-        let keep = bytes::Keep::of(&config);
-        life.tasks.spawn(bytes::tend(stored, keep, life.halt.clone()));
+        life.tasks.spawn(bytes::tend(
+            app.clone(),
+            stored,
+            tuning.retention.clone(),
+            life.halt.clone(),
+        ));
     }
-    let routes = routes(&app, files, stored, config.limits.frames_per_second, &life)?;
+    let routes = routes(&app, files, stored, tuning.limits.clone(), &life)?;
     let encrypted = tls.is_some();
-    let gate = Gate::new(&config.limits, app.metrics().clone());
+    let gate = Gate::new(tuning.limits.clone(), app.metrics().clone());
     let tasks = life.tasks.clone();
     let incoming = listen::incoming(listener, gate, tls, tasks, life.stop.clone());
-    let server = server(auth, routes, incoming, life.stop.clone());
+    let call = CallLayer::new(Arc::clone(app.clock()));
+    let server = server(call, auth, routes, incoming, life.stop.clone());
     let server =
         async move { server.await.map_err(|source| Error::Transport { address: addr, source }) };
     // Not one of the tasks that it waits for.
@@ -266,7 +285,7 @@ async fn assemble(
         ended
     });
     tracing::info!(%addr, encrypted, "the server listens");
-    Ok(Running { addr, encrypted, app, main })
+    Ok(Running { addr, encrypted, tuning, main })
 }
 
 /// What must be there before the first call.
@@ -314,7 +333,7 @@ fn routes(
     app: &App,
     files: Arc<dyn Files>,
     stored: Option<Stored>,
-    frames: u32,
+    limits: Live<Limits>,
     life: &Life,
 ) -> Result<Routes> {
     use v1::{
@@ -325,7 +344,7 @@ fn routes(
     let parts =
         session::Parts { app: app.clone(), files: Arc::clone(&files), stop: life.stop.clone() };
     let builds = BuildServiceServer::new(Builds::new(app.clone(), files, life.stop.clone()));
-    let agents = AgentServiceServer::new(Agents::new(parts, life.tasks.clone(), frames));
+    let agents = AgentServiceServer::new(Agents::new(parts, life.tasks.clone(), limits));
     let blobs = stored.as_ref().map(|stored| stored.artifacts.clone());
     let ready = Readiness::new(app.clone(), blobs, life.leaving.clone());
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -364,6 +383,7 @@ fn file_routes(routes: Routes, stored: Stored, metrics: &Metrics, life: &Life) -
 }
 
 async fn server(
+    call: CallLayer,
     auth: AuthLayer,
     routes: Routes,
     incoming: impl Stream<Item = io::Result<Connection>>,
@@ -377,6 +397,7 @@ async fn server(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADERS)
+        .layer(call)
         .layer(auth)
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())

@@ -12,6 +12,7 @@ use crate::{
     context::{self, DEFAULT_SERVER},
     exit::ExitStatus,
     failure::Failure,
+    log::{self, Log, LogOptions},
     roles,
     settings::{self, Flags, Part, Settings},
 };
@@ -28,7 +29,7 @@ pub(crate) struct Args {
     run: RunArgs,
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 struct RunArgs {
     /// TOML file; environment (KILN_AGENT_…) and flags override it
     #[arg(long, value_name = "FILE", env = "KILN_AGENT_CONFIG", hide_env_values = true)]
@@ -51,6 +52,8 @@ struct RunArgs {
     /// Print the configuration as it would be used, and end: 0 where it can be used, 2 where not
     #[arg(long)]
     check_config: bool,
+    #[command(flatten)]
+    log: LogOptions,
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,6 +73,11 @@ enum Command {
 }
 
 impl Args {
+    /// It runs an agent.
+    pub(crate) const fn is_role(&self) -> bool {
+        self.command.is_none()
+    }
+
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
         match self.command {
             Some(Command::Enroll { name, enroll_token_file, data }) => {
@@ -86,40 +94,49 @@ impl Args {
 }
 
 impl RunArgs {
-    fn read(self, cx: &Cx<'_>) -> Result<Part<Config>> {
+    fn read(&self, global: &Global) -> Result<(Part<Config>, Part<Log>)> {
         let flags = Flags::default()
-            .set("server", "--server or KILN_SERVER", cx.global.server.clone())
+            .set("server", "--server or KILN_SERVER", global.server.clone())
             .path("data", "--data", self.data.as_deref())
-            .set("name", "--name", self.name)
-            .path("ca_file", "--ca-file or KILN_CA_FILE", cx.global.ca_file.as_deref())
+            .set("name", "--name", self.name.clone())
+            .path("ca_file", "--ca-file or KILN_CA_FILE", global.ca_file.as_deref())
             .set(
                 "ca_fingerprint",
                 "--ca-fingerprint or KILN_CA_FINGERPRINT",
-                cx.global.ca_fingerprint.clone(),
+                global.ca_fingerprint.clone(),
             )
             .path("enroll_token_file", "--enroll-token-file", self.enroll_token_file.as_deref())
             .set("allow_local_git", "--allow-local-git", self.allow_local_git.then_some(true))
-            .entries("labels", "--label", self.label);
+            .entries("labels", "--label", self.label.clone())
+            .and(self.log.flags(global));
         let mut settings = Settings::read(self.config.as_deref(), flags)?;
-        let part = settings.part("", PREFIX, &[("data", settings::path(&data_dir()))]);
+        let log = settings.part("log.", log::PREFIX, &[("filter", log::filter("info").into())]);
+        let agent = settings.part("", PREFIX, &[("data", settings::path(&data_dir()))]);
         settings.finish()?;
-        Ok(part)
+        Ok((agent, log))
     }
 
     async fn run(self, cx: &Cx<'_>) -> Result {
-        let check_only = self.check_config;
-        let part = self.read(cx)?;
-        if check_only {
-            settings::show(cx, vec![part.shown()])?;
+        let (mut agent, mut log) = self.read(&cx.global)?;
+        if self.check_config {
+            settings::show(cx, vec![agent.shown(), log.shown()])?;
             return Ok(ExitStatus::Succeeded);
         }
-        let config = part.config;
+        let logging = log::start(&log.config, cx.printer.colors_err());
+        let config = agent.config.clone();
         cx.printer.note(format!(
             "agent of {}, data in {}",
             config.server,
             config.data_dir.display()
         ));
         let stop = roles::stop_on_signal(cx.printer)?;
+        let global = cx.global.clone();
+        stop.on_hangup(move || {
+            let (new_agent, new_log) = self.read(&global)?;
+            let kept = [agent.reload(&new_agent)?, log.reload(&new_log)?].concat();
+            logging.set(&log.config);
+            Ok(kept)
+        })?;
         let identity = config.data_dir.join("identity.json");
         kiln_agent::run(config, stop.token()).await.map_err(|error| match error {
             kiln_agent::Error::Evicted => Failure::new(ExitStatus::Evicted, error.to_string())

@@ -3,21 +3,25 @@
 use kiln_server::store::sql;
 
 use crate::{
-    cmd::{Cx, Result, server::Options},
+    cmd::{
+        Cx, Result,
+        server::{Configured, Options},
+    },
     exit::ExitStatus,
     failure::Failure,
     roles,
+    settings::Flags,
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    flags: Options,
+    options: Options,
 }
 
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
-        let config = self.flags.read()?.config;
+        let config = Configured::of(self.options.settings(Flags::default())?)?.server.config;
         let failed = |error| roles::failed("the database", &error);
         if !config.is_postgres() {
             let folder = &config.data_dir;

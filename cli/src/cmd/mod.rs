@@ -1,5 +1,6 @@
 //! One file a verb: its flags and what it does. A verb prints through the `Printer` only.
 
+pub(crate) mod admin;
 pub(crate) mod agent;
 pub(crate) mod agents;
 pub(crate) mod artifacts;
@@ -64,6 +65,7 @@ pub(crate) async fn run(cx: Cx<'_>, command: Command) -> Result {
         Command::Server(args) => args.run(&cx).await,
         Command::Agent(args) => args.run(&cx).await,
         Command::Migrate(args) => args.run(&cx).await,
+        Command::Admin(args) => args.run(&cx).await,
         // `main` runs it without a runtime.
         Command::Supervise(_) => Ok(ExitStatus::Usage),
         Command::Run(args) => args.run(&cx).await,

@@ -9,6 +9,7 @@ use crate::{
     cmd::{Cx, Result},
     context,
     exit::ExitStatus,
+    log::{self, Log, LogOptions},
     roles,
     settings::{self, Flags, Part, Settings},
 };
@@ -19,14 +20,16 @@ pub(crate) const PREFIX: &str = "KILN_";
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    flags: Options,
+    options: Options,
+    #[command(flatten)]
+    log: LogOptions,
     /// Print the configuration as it would be used, and end: 0 where it can be used, 2 where not
     #[arg(long)]
     check_config: bool,
 }
 
-/// What `server` and `migrate` take of the configuration by flags. The environment says the rest.
-#[derive(Debug, clap::Args)]
+/// What `server`, `migrate` and `admin` take of the configuration by flags. The environment says the rest.
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Options {
     /// TOML file; environment (KILN_…) and flags override it
     #[arg(long, value_name = "FILE", env = "KILN_CONFIG", hide_env_values = true)]
@@ -48,32 +51,61 @@ pub(crate) struct Options {
     tls: bool,
 }
 
+/// The configuration of a process that serves.
+#[derive(Debug)]
+pub(crate) struct Configured {
+    pub(crate) server: Part<Config>,
+    pub(crate) log: Part<Log>,
+}
+
 impl Options {
-    pub(crate) fn read(self) -> Result<Part<Config>> {
+    /// The layers, with what more flags say.
+    pub(crate) fn settings(&self, more: Flags) -> Result<Settings> {
+        let Self { config, listen, data, database, storage_url, tls } = self;
         let flags = Flags::default()
-            .set("listen", "--listen", self.listen)
-            .path("data", "--data", self.data.as_deref())
-            .set("database", "--database", self.database)
-            .set("storage.url", "--storage-url", self.storage_url)
-            .set("tls.enabled", "--tls", self.tls.then_some(true));
-        let mut settings = Settings::read(self.config.as_deref(), flags)?;
-        let part = settings.part("", PREFIX, &[("data", settings::path(&context::data_dir()))]);
+            .set("listen", "--listen", listen.clone())
+            .path("data", "--data", data.as_deref())
+            .set("database", "--database", database.clone())
+            .set("storage.url", "--storage-url", storage_url.clone())
+            .set("tls.enabled", "--tls", tls.then_some(true))
+            .and(more);
+        Settings::read(config.as_deref(), flags)
+    }
+}
+
+impl Configured {
+    pub(crate) fn of(mut settings: Settings) -> Result<Self> {
+        let log = settings.part("log.", log::PREFIX, &[("filter", log::filter("info").into())]);
+        let server = settings.part("", PREFIX, &[("data", settings::path(&context::data_dir()))]);
         settings.finish()?;
-        Ok(part)
+        Ok(Self { server, log })
     }
 }
 
 impl Args {
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
-        let part = self.flags.read()?;
+        let Self { options, log, .. } = self;
+        let global = cx.global.clone();
+        let read = move || Configured::of(options.settings(log.flags(&global))?);
+        let Configured { mut server, mut log } = read()?;
         if self.check_config {
-            settings::show(cx, vec![part.shown()])?;
+            settings::show(cx, vec![server.shown(), log.shown()])?;
             return Ok(ExitStatus::Succeeded);
         }
+        let logging = log::start(&log.config, cx.printer.colors_err());
         open_many_files();
         let stop = roles::stop_on_signal(cx.printer)?;
         let failed = |error| roles::failed("the server", &error);
-        let running = kiln_server::serve(part.config, stop.token()).await.map_err(failed)?;
+        let running =
+            kiln_server::serve(server.config.clone(), stop.token()).await.map_err(failed)?;
+        let tuning = running.tuning();
+        stop.on_hangup(move || {
+            let new = read()?;
+            let kept = [server.reload(&new.server)?, log.reload(&new.log)?].concat();
+            tuning.set(&server.config);
+            logging.set(&log.config);
+            Ok(kept)
+        })?;
         cx.printer.note(format!("listening on {}", running.url()));
         running.wait().await.map_err(failed)?;
         Ok(ExitStatus::Succeeded)

@@ -10,10 +10,12 @@ use kiln_sdk::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    args::Global,
     cmd::{Cx, Result, agent, server},
     context::{self, ADMIN_TOKEN, AUTHORITIES, Context, File},
     exit::ExitStatus,
     failure::Failure,
+    log::{self, Log, LogOptions},
     roles,
     settings::{self, Flags, Part, Settings},
     time,
@@ -28,7 +30,7 @@ const CONTEXT: &str = "local";
 const DECIDED: &[&str] =
     &["server", "data", "name", "ca_file", "ca_fingerprint", "enroll_token_file"];
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Args {
     /// TOML file as that of `kiln server`, with the agent's fields in [agent]; environment and flags override it
     #[arg(long, value_name = "FILE", env = "KILN_CONFIG", hide_env_values = true)]
@@ -48,34 +50,46 @@ pub(crate) struct Args {
     /// Print the configuration as it would be used, and end: 0 where it can be used, 2 where not
     #[arg(long)]
     check_config: bool,
+    #[command(flatten)]
+    log: LogOptions,
+}
+
+/// The configuration of all that runs in this process.
+#[derive(Debug)]
+struct Configured {
+    server: Part<kiln_server::Config>,
+    agent: Part<kiln_agent::Config>,
+    log: Part<Log>,
 }
 
 impl Args {
-    fn read(self) -> Result<(Part<kiln_server::Config>, Part<kiln_agent::Config>)> {
+    fn read(&self, global: &Global) -> Result<Configured> {
         let flags = Flags::default()
-            .set("listen", "--listen", self.listen)
+            .set("listen", "--listen", self.listen.clone())
             .path("data", "--data", self.data.as_deref())
             .set("tls.enabled", "--tls", self.tls.then_some(true))
-            .entries("agent.labels", "--label", self.label);
+            .entries("agent.labels", "--label", self.label.clone())
+            .and(self.log.flags(global));
         let mut settings = Settings::read(self.config.as_deref(), flags)?;
+        let log = settings.part("log.", log::PREFIX, &[("filter", log::filter("warn").into())]);
         let base = [("allow_local_git", true.into()), ("name", AGENT.into())];
         let agent = settings.part("agent.", agent::PREFIX, &base);
         settings.reserve(&agent, DECIDED, "is for `kiln up` to decide; remove it");
         let data = settings::path(&context::data_dir());
         let server = settings.part("", server::PREFIX, &[("data", data)]);
         settings.finish()?;
-        Ok((server, agent))
+        Ok(Configured { server, agent, log })
     }
 
     pub(crate) async fn run(self, cx: &Cx<'_>) -> Result {
-        let check_only = self.check_config;
-        let (server, agent) = self.read()?;
-        if check_only {
-            settings::show(cx, vec![server.shown(), agent.shown()])?;
+        let Configured { server, agent, log } = self.read(&cx.global)?;
+        if self.check_config {
+            settings::show(cx, vec![server.shown(), agent.shown(), log.shown()])?;
             return Ok(ExitStatus::Succeeded);
         }
+        let logging = log::start(&log.config, cx.printer.colors_err());
         let data = std::path::absolute(&server.config.data_dir)?;
-        let config = kiln_server::Config { data_dir: data.clone(), ..server.config };
+        let config = kiln_server::Config { data_dir: data.clone(), ..server.config.clone() };
         let stop = roles::stop_on_signal(cx.printer)?;
         // The agent ends first: its last words still find a server.
         let server_stop = CancellationToken::new();
@@ -87,8 +101,10 @@ impl Args {
             server: url.clone(),
             data_dir: data.join("agent"),
             ca_file: ca_file.clone(),
-            ..agent.config
+            ..agent.config.clone()
         };
+        let configured = Configured { server, agent, log };
+        self.follow(cx, &stop, configured, running.tuning(), logging)?;
         let admin = data.join(ADMIN_TOKEN);
         let mut agent = Box::pin(run_agent(config, admin, stop.token()));
         cx.printer.note(format!("listening on {url}, data in {}", data.display()));
@@ -116,6 +132,32 @@ impl Args {
         }
         cx.printer.note("stopped");
         Ok(ExitStatus::Succeeded)
+    }
+}
+
+impl Args {
+    /// Reads the configuration again where it is asked to.
+    fn follow(
+        self,
+        cx: &Cx<'_>,
+        stop: &roles::Stop,
+        mut now: Configured,
+        tuning: kiln_server::serve::Tuning,
+        logging: log::Handle,
+    ) -> Result<()> {
+        let global = cx.global.clone();
+        stop.on_hangup(move || {
+            let new = self.read(&global)?;
+            let kept = [
+                now.server.reload(&new.server)?,
+                now.agent.reload(&new.agent)?,
+                now.log.reload(&new.log)?,
+            ]
+            .concat();
+            tuning.set(&now.server.config);
+            logging.set(&now.log.config);
+            Ok(kept)
+        })
     }
 }
 

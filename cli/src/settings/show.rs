@@ -30,7 +30,7 @@ impl<T: Config> Part<T> {
 
 /// Prints what `--check-config` asks for.
 pub(crate) fn show(cx: &Cx<'_>, parts: Vec<Vec<Field>>) -> Result<()> {
-    let mut fields = parts.into_iter().flatten().collect::<Vec<_>>();
+    let fields: Vec<_> = parts.into_iter().flatten().collect();
     if cx.printer.is_json() {
         let field = |Field { name, value, source }| {
             (name, json!({ "value": value, "source": source.to_string() }))
@@ -38,19 +38,19 @@ pub(crate) fn show(cx: &Cx<'_>, parts: Vec<Vec<Field>>) -> Result<()> {
         let fields: Map<String, Value> = fields.into_iter().map(field).collect();
         return Ok(cx.printer.json(&Value::Object(fields))?);
     }
-    // A file begins with what stands in no section.
-    fields.sort_by(|a, b| section(&a.name).cmp(section(&b.name)));
-    Ok(cx.printer.bytes(text(&fields).as_bytes())?)
+    Ok(cx.printer.bytes(text(fields).as_bytes())?)
 }
 
 fn section(name: &str) -> &str {
     name.rsplit_once('.').map_or("", |(section, _)| section)
 }
 
-pub(super) fn text(fields: &[Field]) -> String {
+pub(super) fn text(mut fields: Vec<Field>) -> String {
+    // A file begins with what stands in no section.
+    fields.sort_by(|a, b| section(&a.name).cmp(section(&b.name)));
     let mut lines = vec![];
     let mut current = "";
-    for Field { name, value, source } in fields {
+    for Field { name, value, source } in &fields {
         if section(name) != current {
             current = section(name);
             lines.push(format!("\n[{current}]"));

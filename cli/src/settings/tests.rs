@@ -116,18 +116,37 @@ fn what_is_in_effect_is_shown_as_a_file_without_secrets() {
     let file = "database = \"postgres://k:hush@db/k\"\n[secrets]\nkey = \"hush\"\n";
     let mut settings = settings(file, &[("KILN_LIMITS_STREAMS", "5")], Flags::default());
     let part: Part<Server> = settings.part("", "KILN_", NONE);
-    let fields = part.shown();
-    let text = show::text(&fields);
+    let text = show::text(part.shown());
     assert!(!text.contains("hush"), "{text}");
-    let lines: Vec<_> = text.lines().filter(|line| line.contains('#')).collect();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains(" # ")).collect();
     insta::assert_snapshot!(lines.join("\n"), @r#"
     database = "postgres://k:…@db/k" # kiln.toml:1
     streams = 5 # KILN_LIMITS_STREAMS
     key = "…" # kiln.toml:3
-    # key_file is not set
     "#);
+    assert!(text.contains("\n# key_file is not set\n"), "{text}");
     assert!(text.contains("\n\n[limits]\ncalls_burst = 5000\n"), "{text}");
     // It is a file again, but for what is hidden.
     let again: Server = toml::from_str(&text).unwrap();
     assert_eq!(again.limits, part.config.limits);
+}
+
+/// Each field has a row that names its variable.
+fn check<T: Config>(prefix: &str, section: &str, row: impl Fn(&str) -> String) {
+    for (field, _) in layers::fields(&T::default()) {
+        let (name, variable) = (format!("{section}{field}"), layers::variable(prefix, &field));
+        assert!(row(&name).contains(&format!("`{variable}`")), "{name}: {variable}");
+    }
+}
+
+#[test]
+fn every_field_is_documented_with_its_variable() {
+    let page = include_str!("../../../docs/configuration.md");
+    let row = |field: &str| {
+        let begin = format!("| `{field}` |");
+        page.lines().filter(|line| line.starts_with(&begin)).collect::<Vec<_>>().join("\n")
+    };
+    check::<Server>("KILN_", "", row);
+    check::<Agent>("KILN_AGENT_", "", row);
+    check::<crate::log::Log>("KILN_LOG_", "log.", row);
 }

@@ -9,6 +9,9 @@ const VERBS: &[&[&str]] = &[
     &["agent"],
     &["agent", "enroll"],
     &["migrate"],
+    &["admin"],
+    &["admin", "backup"],
+    &["admin", "restore"],
     &["run"],
     &["submit"],
     &["list"],
@@ -77,6 +80,7 @@ fn the_list_of_verbs() {
     server      Run a server
     agent       Run an agent, or enrol one
     migrate     Bring a database to this version's schema
+    admin       Back up or restore the embedded database, on the machine of its server
     run         Run one command as a build and follow it
     submit      Submit a build file
     list        List builds

@@ -14,10 +14,10 @@ use serde_json::Value;
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// A process that ends with the test.
-struct Role(Child);
+pub(crate) struct Role(Child);
 
 impl Role {
-    fn ask_to_end(&self) {
+    pub(crate) fn ask_to_end(&self) {
         kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
     }
 
@@ -25,7 +25,7 @@ impl Role {
         kill_process(Pid::from_child(&self.0), Signal::INT).unwrap();
     }
 
-    fn ends(&mut self) -> Option<i32> {
+    pub(crate) fn ends(&mut self) -> Option<i32> {
         self.0.wait().unwrap().code()
     }
 }
@@ -37,22 +37,22 @@ impl Drop for Role {
     }
 }
 
-struct Farm {
-    folder: tempfile::TempDir,
-    url: String,
-    server: Option<Role>,
+pub(crate) struct Farm {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) url: String,
+    pub(crate) server: Option<Role>,
 }
 
 impl Farm {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut farm = Self { folder, url: "http://127.0.0.1:1".to_owned(), server: None };
-        farm.serve("127.0.0.1:0");
+        farm.serve(&["--listen", "127.0.0.1:0"]);
         farm
     }
 
-    fn serve(&mut self, listen: &str) {
-        let mut command = self.kiln(&["server", "--listen", listen]);
+    pub(crate) fn serve(&mut self, args: &[&str]) {
+        let mut command = self.kiln(&[&["server"], args].concat());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let told = BufReader::new(child.stderr.take().unwrap());
         self.server = Some(Role(child));
@@ -65,7 +65,7 @@ impl Farm {
         self.url = line.unwrap();
     }
 
-    fn kiln(&self, args: &[&str]) -> Command {
+    pub(crate) fn kiln(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
         command.args(args).current_dir(self.folder.path()).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
@@ -75,20 +75,20 @@ impl Farm {
     }
 
     /// Exit code, standard output and standard error.
-    fn told(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) fn told(&self, args: &[&str]) -> (i32, String, String) {
         let output = self.kiln(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     }
 
-    fn ok(&self, args: &[&str]) -> String {
+    pub(crate) fn ok(&self, args: &[&str]) -> String {
         let (code, out, err) = self.told(args);
         assert_eq!(code, 0, "{args:?}: {err}");
         out
     }
 
     /// Exit code 2, and what is said.
-    fn refused(&self, args: &[&str]) -> String {
+    pub(crate) fn refused(&self, args: &[&str]) -> String {
         let (code, out, err) = self.told(args);
         assert_eq!((code, out.as_str()), (2, ""), "{args:?}: {err}");
         err
@@ -101,7 +101,7 @@ impl Farm {
     }
 
     /// Enrolled by the verb, then run without a token.
-    fn agent(&self) -> Role {
+    pub(crate) fn agent(&self) -> Role {
         let token = self.token("builder");
         let token = token.to_str().unwrap();
         let enroll = ["agent", "enroll", "--name", "builder", "--enroll-token-file", token];
@@ -109,7 +109,7 @@ impl Farm {
         self.start_agent()
     }
 
-    fn start_agent(&self) -> Role {
+    pub(crate) fn start_agent(&self) -> Role {
         let mut command = self.kiln(&["agent", "--label", "disk=ssd"]);
         let role = Role(command.stderr(Stdio::null()).spawn().unwrap());
         self.until("the agent is online", |farm| farm.agent_is("online"));
@@ -122,7 +122,7 @@ impl Farm {
         all["agents"][0]["state"] == state
     }
 
-    fn until(&self, what: &str, is: impl Fn(&Self) -> bool) {
+    pub(crate) fn until(&self, what: &str, is: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !is(self) {
             assert!(began.elapsed() < LIMIT, "never: {what}");
@@ -135,7 +135,7 @@ impl Farm {
         (code, out)
     }
 
-    fn detached(&self, script: &str) -> String {
+    pub(crate) fn detached(&self, script: &str) -> String {
         let id = self.ok(&["run", "--no-source", "--detach", "--", "sh", "-c", script]);
         id.trim().to_owned()
     }
@@ -313,7 +313,7 @@ fn a_job_outlives_its_agent_and_its_server() {
     drop(farm.server.take());
     std::fs::write(go, "").unwrap();
     let listen = farm.url.trim_start_matches("http://").to_owned();
-    farm.serve(&listen);
+    farm.serve(&["--listen", &listen]);
     let agent = farm.start_agent();
     let (code, out, err) = farm.told(&["watch", &build]);
     assert_eq!(code, 1, "{out}{err}");
@@ -404,4 +404,108 @@ fn a_configuration_is_checked_and_shown_without_its_secrets() {
     assert!(!text.contains("a.toml:2"), "KILN_SERVER stands above it: {text}");
     let fresh = farm.folder.path().join("data/agent");
     assert!(!fresh.exists(), "nothing is started");
+}
+
+/// A server whose log is read.
+struct Logged {
+    role: Role,
+    lines: std::io::Lines<BufReader<std::process::ChildStderr>>,
+}
+
+impl Logged {
+    fn start(farm: &Farm, args: &[&str]) -> Self {
+        let mut command = farm.kiln(&[&["server", "--data", "logged"], args].concat());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { role: Role(child), lines }
+    }
+
+    /// The next line with this in it.
+    fn line(&mut self, part: &str) -> String {
+        let found = self.lines.find(|line| line.as_ref().is_ok_and(|line| line.contains(part)));
+        found.unwrap_or_else(|| panic!("no line with {part:?}")).unwrap()
+    }
+
+    fn hang_up(&self) {
+        kill_process(Pid::from_child(&self.role.0), Signal::HUP).unwrap();
+    }
+}
+
+/// Whether a hundred calls at once are more than the server takes of one token. A client of the product would wait.
+fn is_too_much(url: &str, secret: &str) -> bool {
+    use kiln_proto::v1::{ListBuildsRequest, build_service_client::BuildServiceClient};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut builds = BuildServiceClient::connect(url.to_owned()).await.unwrap();
+        for _ in 0..100 {
+            let mut request = tonic::Request::new(ListBuildsRequest::default());
+            let bearer = format!("Bearer {}", secret.trim()).parse().unwrap();
+            request.metadata_mut().insert("authorization", bearer);
+            match builds.list_builds(request).await {
+                Ok(_) => {}
+                Err(status) if status.code() == tonic::Code::ResourceExhausted => return true,
+                Err(status) => panic!("{status}"),
+            }
+        }
+        false
+    })
+}
+
+#[test]
+fn a_hangup_takes_over_what_can_be_names_the_rest_and_keeps_what_is_right() {
+    let mut farm = Farm::new();
+    let path = farm.folder.path().join("s.toml");
+    let write =
+        |text: &str| std::fs::write(&path, format!("listen = \"127.0.0.1:0\"\n{text}")).unwrap();
+    write("sweep_ms = 5000\n");
+    let mut server = Logged::start(&farm, &["--config", "s.toml"]);
+    let line = server.line("listening on http");
+    farm.url = line.trim_start_matches("listening on ").to_owned();
+    let secret = std::fs::read_to_string(farm.folder.path().join("logged/admin.token")).unwrap();
+    assert!(!is_too_much(&farm.url, &secret));
+
+    write("sweep_ms = 7\ngrace_ms = 50000\n[limits]\ncalls_per_second = 1\ncalls_burst = 1\n");
+    server.hang_up();
+    let line = server.line("need a restart");
+    assert!(line.contains("grace_ms, sweep_ms") && !line.contains("limits"), "{line}");
+    assert!(is_too_much(&farm.url, &secret));
+
+    write("grace_ms = 5\n[limits]\nstreems = 5\n");
+    server.hang_up();
+    let line = server.line("stays as it is");
+    assert!(line.contains("s.toml:2") && line.contains("s.toml:4"), "{line}");
+    assert!(is_too_much(&farm.url, &secret), "the limits are those of before");
+
+    write("[log]\nfilter = \"warn,kiln_server::grpc::call=debug\"\n");
+    server.hang_up();
+    farm.until("the limits are as they were", |farm| !is_too_much(&farm.url, &secret));
+    let line = server.line("a call was answered");
+    assert!(line.contains("kiln.v1.BuildService/ListBuilds"), "{line}");
+    server.role.ask_to_end();
+    assert_eq!(server.role.ends(), Some(0));
+}
+
+#[test]
+fn a_log_for_machines_has_a_document_a_line_and_the_id_of_each_call() {
+    let mut farm = Farm::new();
+    let toml = "[log]\nfilter = \"warn,[call{method=kiln.v1.BuildService/ListBuilds}]=debug\"\n";
+    std::fs::write(farm.folder.path().join("s.toml"), toml).unwrap();
+    let args = ["--config", "s.toml", "--listen", "127.0.0.1:0", "--log-format", "json"];
+    let mut server = Logged::start(&farm, &args);
+    let line = server.line("listening on http");
+    farm.url = line.trim_start_matches("listening on ").to_owned();
+    let token = farm.folder.path().join("logged/admin.token");
+    farm.ok(&["--token-file", token.to_str().unwrap(), "agents", "list"]);
+    farm.ok(&["--token-file", token.to_str().unwrap(), "list"]);
+    let line = server.line("a call was answered");
+    let said: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&said["level"], &said["code"]), (&"DEBUG".into(), &"Ok".into()), "{line}");
+    let call = &said["span"];
+    assert_eq!(call["method"], "kiln.v1.BuildService/ListBuilds");
+    assert_eq!(call["caller"], "admin");
+    assert_eq!(call["request_id"].as_str().unwrap().len(), 32);
+    let secret = std::fs::read_to_string(token).unwrap();
+    assert!(!line.contains(secret.trim()));
+    server.role.ask_to_end();
+    assert!(server.lines.map(Result::unwrap).all(|line| !line.contains(secret.trim())));
 }

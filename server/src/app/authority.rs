@@ -95,7 +95,7 @@ impl App {
         };
         let row = self.agent(agent).await?;
         let now = self.0.clock.now();
-        let life = Millis::try_from(self.0.timing.certificate.as_millis()).unwrap_or(Millis::MAX);
+        let life = Millis::try_from(self.timing().certificate.as_millis()).unwrap_or(Millis::MAX);
         let signer = self.open_authority(newest)?;
         let certificate = signer.client(&agent.to_string(), request, now, life);
         let certificate = certificate.map_err(|error| failed(&error))?;

@@ -64,7 +64,7 @@ impl Question for Beat {
 
     fn pause(app: &App) -> Duration {
         let sessions = u32::try_from(app.0.dispatch.open_sessions()).unwrap_or(u32::MAX);
-        let longest = app.0.timing.heartbeat / PART_OF_A_HEARTBEAT;
+        let longest = app.timing().heartbeat / PART_OF_A_HEARTBEAT;
         PAUSE_OF_A_SESSION.saturating_mul(sessions).min(longest)
     }
 }

@@ -21,7 +21,7 @@ impl App {
 
     /// Until the next sweep. All sessions of a replica sweep at the same moment, so that they share their reads.
     pub fn until_sweep(&self) -> Duration {
-        let sweep = self.0.timing.sweep.as_nanos().max(1);
+        let sweep = self.timing().sweep.as_nanos().max(1);
         let past = self.0.clock.elapsed().as_nanos() % sweep;
         Duration::from_nanos(u64::try_from(sweep - past).unwrap_or(u64::MAX))
     }

@@ -281,9 +281,9 @@ impl App {
         let elapsed = self.0.clock.elapsed();
         let heard = self.0.dispatch.silence(session.id, elapsed);
         if let Some(silence) = heard.or_else(|| self.0.reaper.silence(session, elapsed)) {
-            return silence < self.0.timing.grace;
+            return silence < self.timing().grace;
         }
-        let grace = i64::try_from(self.0.timing.grace.as_millis()).unwrap_or(Millis::MAX);
+        let grace = i64::try_from(self.timing().grace.as_millis()).unwrap_or(Millis::MAX);
         now.saturating_sub(agent.seen_at) < grace
     }
 }

@@ -25,6 +25,7 @@ mod hello;
 mod names;
 mod projects;
 mod reaper;
+mod retention;
 mod secrets;
 mod sessions;
 mod submit;
@@ -47,6 +48,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::SharedClock,
+    live::Live,
     metrics::Metrics,
     recent::Recent,
     secrets::Keys,
@@ -58,6 +60,7 @@ pub use authority::Certified;
 pub use caller::{Caller, Principal};
 pub use error::{Error, Result};
 pub use grants::Given;
+pub use retention::Expired;
 pub use views::*;
 
 /// Durations of the session protocol.
@@ -106,7 +109,7 @@ struct Inner {
     store: SharedStore,
     wake: Arc<dyn Wake>,
     clock: SharedClock,
-    timing: Timing,
+    timing: Live<Timing>,
     metrics: Metrics,
     census: Recent<Arc<Census>>,
     names: names::Names,
@@ -126,14 +129,14 @@ impl App {
         store: SharedStore,
         wake: Arc<dyn Wake>,
         clock: SharedClock,
-        timing: Timing,
+        timing: impl Into<Live<Timing>>,
         metrics: Metrics,
     ) -> Self {
         let inner = Inner {
             store,
             wake,
             clock,
-            timing,
+            timing: timing.into(),
             metrics,
             census: Recent::default(),
             names: names::Names::default(),
@@ -169,7 +172,12 @@ impl App {
     }
 
     pub fn timing(&self) -> Timing {
-        self.0.timing
+        *self.0.timing.get()
+    }
+
+    /// Other durations from now on.
+    pub(crate) fn set_timing(&self, timing: Timing) {
+        self.0.timing.set(timing);
     }
 
     pub fn clock(&self) -> &SharedClock {

@@ -18,7 +18,7 @@ use kiln_core::{
     session::LeasePhase,
 };
 
-use super::{App, Result, work::Work};
+use super::{App, Result, Timing, work::Work};
 use crate::store::{
     LeaseRow, SessionRow, Tx,
     jobs::{Effects, Transition, apply, repair},
@@ -150,12 +150,13 @@ impl App {
         let ended = clock.elapsed();
         let open: BTreeSet<SessionId> = sessions.iter().map(|session| session.id).collect();
         self.0.dispatch.retain(&open, &known);
-        let limits = (self.0.timing.grace, self.0.timing.sweep * GAP_SWEEPS);
+        let Timing { grace, sweep, .. } = self.timing();
+        let limits = (grace, sweep * GAP_SWEEPS);
         let failed = self.0.beats.take_failed();
         for dead in self.0.reaper.observe(&sessions, began, ended, limits, failed) {
             let heard = self.0.dispatch.silence(dead.session.id, clock.elapsed());
             // What this replica heard itself may not have reached the rows yet.
-            if heard.is_some_and(|silence| silence < self.0.timing.grace) {
+            if heard.is_some_and(|silence| silence < grace) {
                 continue;
             }
             let agent = dead.session.agent;
@@ -230,7 +231,7 @@ impl Work for Bury<'_> {
         let SessionRow { id, agent, beat, .. } = self.dead.session;
         // A transaction that waited for long may come before heartbeats that waited as well.
         let waited = app.0.clock.elapsed().saturating_sub(self.dead.read_at);
-        if waited > app.0.timing.sweep * GAP_SWEEPS || !tx.close_silent_session(id, beat).await? {
+        if waited > app.timing().sweep * GAP_SWEEPS || !tx.close_silent_session(id, beat).await? {
             return Ok((None, Effects::default()));
         }
         let mut leases = tx.open_leases(&[agent]).await?;

@@ -14,6 +14,8 @@ use super::{auth, bucket::Buckets, refuse, status};
 use crate::{
     app::{self, Certified, Given, Hello, Principal},
     authority,
+    config::Limits,
+    live::Live,
     session::{self, Error, Frame, Parts, Word},
 };
 
@@ -29,18 +31,19 @@ const MAX_REASON: usize = 1_000;
 pub struct Agents {
     parts: Parts,
     tasks: TaskTracker,
-    /// Frames a second of one session; zero is no limit.
-    frames: u32,
+    /// Of the frames a second of one session.
+    limits: Live<Limits>,
 }
 
 impl Agents {
-    pub fn new(parts: Parts, tasks: TaskTracker, frames: u32) -> Self {
-        Self { parts, tasks, frames }
+    pub fn new(parts: Parts, tasks: TaskTracker, limits: Live<Limits>) -> Self {
+        Self { parts, tasks, limits }
     }
 
     /// The frames, no faster than allowed: what waits, waits in the agent.
     fn paced<S: Stream>(&self, frames: S) -> impl Stream<Item = S::Item> + use<S> {
-        let pace = Buckets::new(self.frames, Duration::from_secs(1), self.frames).map(Arc::new);
+        let rate = self.limits.get().frames_per_second;
+        let pace = Buckets::new(rate, Duration::from_secs(1), rate).map(Arc::new);
         let clock = Arc::clone(self.parts.app.clock());
         frames.then(move |frame| {
             let (pace, clock) = (pace.clone(), Arc::clone(&clock));

@@ -118,6 +118,7 @@ impl AuthLayer {
             }
             None => anyone(),
         };
+        tracing::Span::current().record("caller", principal.name());
         self.limiter.call(&principal, method)?;
         if let Err(denied) = admit(who, &principal) {
             if method.starts_with("AdminService/") {
@@ -126,7 +127,7 @@ impl AuthLayer {
             return Err(denied);
         }
         let is_stream = STREAMS.contains(&method);
-        let permit = is_stream.then(|| self.limiter.streams().open(&principal)).transpose()?;
+        let permit = is_stream.then(|| self.limiter.stream(&principal)).transpose()?;
         Ok(Admitted { principal: Some(principal), permit })
     }
 }

@@ -8,6 +8,7 @@ mod artifact;
 pub mod auth;
 mod bucket;
 mod build;
+pub mod call;
 mod log;
 mod page;
 mod project;

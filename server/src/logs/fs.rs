@@ -12,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use kiln_core::id::LeaseId;
 
 use super::{
     Error, LogStore, Result,
@@ -51,19 +52,29 @@ impl FsStore {
         }
     }
 
-    /// The last two digits of the id spread the leases over 256 folders (the first ones are the time).
     fn folder(&self, key: &Key) -> PathBuf {
-        let lease = key.lease.uuid().simple().to_string();
-        self.root.join(&lease[30..]).join(lease)
+        self.root.join(folder_name(key.lease))
     }
 
     fn raw(&self, key: &Key) -> PathBuf {
-        self.folder(key).join(format!("{}.log", key.stream))
+        self.root.join(file_names(key.lease, &key.stream).0)
     }
 
     fn packed(&self, key: &Key) -> PathBuf {
-        self.folder(key).join(format!("{}.log.zst", key.stream))
+        self.root.join(file_names(key.lease, &key.stream).1)
     }
+}
+
+/// The last two digits of the id spread the leases over 256 folders (the first ones are the time).
+fn folder_name(lease: LeaseId) -> PathBuf {
+    let lease = lease.uuid().simple().to_string();
+    Path::new(&lease[30..]).join(&lease)
+}
+
+/// Where a stream is below the root: as it grows, and compressed.
+pub(crate) fn file_names(lease: LeaseId, stream: &str) -> (PathBuf, PathBuf) {
+    let folder = folder_name(lease);
+    (folder.join(format!("{stream}.log")), folder.join(format!("{stream}.log.zst")))
 }
 
 #[async_trait]

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kiln_core::Millis;
+use kiln_core::{Millis, id::LeaseId};
 
 use super::{
     LATE, Logs, Result, has_arrived,
@@ -78,11 +78,16 @@ impl Logs {
                 return Ok(removed.len());
             }
             for lease in leases {
-                let rows = self.parts.index.logs_of(lease).await?;
-                self.parts.store.delete(&rows).await?;
-                self.parts.index.delete_logs(lease).await?;
+                self.forget(lease).await?;
                 removed.insert(lease);
             }
         }
+    }
+
+    /// Removes the logs of a lease.
+    pub async fn forget(&self, lease: LeaseId) -> Result<()> {
+        let rows = self.parts.index.logs_of(lease).await?;
+        self.parts.store.delete(&rows).await?;
+        Ok(self.parts.index.delete_logs(lease).await?)
     }
 }

@@ -7,10 +7,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Result;
 use crate::{
+    app::App,
     artifacts::{self, Artifacts, BlobIndex},
     clock::SharedClock,
-    config::{self, Config, Location},
+    config::{self, Config, Location, Retention},
     files::Stored,
+    live::Live,
     logs::{self, LogIndex, LogStore, Logs, fs::FsStore, object::ObjectLogs},
     storage::{self, Objects},
     store::SharedStore,
@@ -19,7 +21,6 @@ use crate::{
 
 /// Between two rounds of sealing, compressing and collecting.
 const ROUND: Duration = Duration::from_secs(30);
-const DAY: Duration = Duration::from_hours(24);
 
 /// What logs and blobs stand on.
 pub(super) struct Ground<'a> {
@@ -79,25 +80,8 @@ where
     Ok(Stored { logs, artifacts: Artifacts::open(parts).await? })
 }
 
-/// How long logs and artifacts are kept; nothing is for ever.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Keep {
-    logs: Option<Duration>,
-    artifacts: Option<Duration>,
-}
-
-impl Keep {
-    pub(super) fn of(config: &Config) -> Self {
-        let days = |days: u32| (days > 0).then(|| DAY * days);
-        Self {
-            logs: days(config.retention.log_days),
-            artifacts: days(config.retention.artifact_days),
-        }
-    }
-}
-
 /// Seals, compresses, expires and collects.
-pub(super) async fn tend(stored: Stored, keep: Keep, halt: CancellationToken) {
+pub(super) async fn tend(app: App, stored: Stored, keep: Live<Retention>, halt: CancellationToken) {
     let mut ticks = tokio::time::interval(ROUND);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -105,21 +89,23 @@ pub(super) async fn tend(stored: Stored, keep: Keep, halt: CancellationToken) {
             () = halt.cancelled() => return,
             _ = ticks.tick() => {}
         }
+        let keep = keep.get();
         tokio::select! {
             () = halt.cancelled() => return,
-            done = round(&stored, keep) => if let Err(error) = done {
+            done = round(&app, &stored, &keep) => if let Err(error) = done {
                 tracing::warn!(%error, "logs and artifacts were not tended; the next round tries again");
             }
         }
     }
 }
 
-async fn round(stored: &Stored, keep: Keep) -> crate::uploads::Result<()> {
+async fn round(app: &App, stored: &Stored, keep: &Retention) -> super::Result<()> {
+    app.expire(stored, keep).await?;
     stored.logs.sweep().await?;
-    if let Some(age) = keep.logs {
+    if let Some(age) = keep.logs() {
         stored.logs.expire(age).await?;
     }
-    if let Some(age) = keep.artifacts {
+    if let Some(age) = keep.artifacts() {
         stored.artifacts.expire(age).await?;
     }
     stored.artifacts.collect().await?;

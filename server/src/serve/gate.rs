@@ -25,6 +25,7 @@ use tonic::transport::server::Connected;
 use crate::{
     config::Limits,
     grpc::auth::{Line, Security, neighbourhood},
+    live::Live,
     metrics::Metrics,
 };
 
@@ -37,22 +38,14 @@ struct Counts {
 /// Lets connections in. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
-    most: u32,
-    most_of_peer: u32,
-    first_call: Duration,
+    limits: Live<Limits>,
     counts: Arc<Mutex<Counts>>,
     metrics: Metrics,
 }
 
 impl Gate {
-    pub(super) fn new(limits: &Limits, metrics: Metrics) -> Self {
-        Self {
-            metrics,
-            most: limits.connections,
-            most_of_peer: limits.connections_per_peer,
-            first_call: Duration::from_millis(limits.first_call_ms),
-            counts: Arc::default(),
-        }
+    pub(super) fn new(limits: Live<Limits>, metrics: Metrics) -> Self {
+        Self { limits, counts: Arc::default(), metrics }
     }
 
     /// Those of the connections that there is room for.
@@ -75,13 +68,15 @@ impl Gate {
             tracing::debug!(%peer, "a connection is turned away: there are too many");
             return None;
         };
-        Some(Admitted { io, line: Line::new(peer), first_call: self.first_call, pass })
+        let first_call = Duration::from_millis(self.limits.get().first_call_ms);
+        Some(Admitted { io, line: Line::new(peer), first_call, pass })
     }
 
     fn pass(&self, peer: IpAddr) -> Option<Pass> {
+        let limits = self.limits.get();
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let of_peer = counts.by_peer.get(&peer).copied().unwrap_or_default();
-        if counts.all >= self.most || of_peer >= self.most_of_peer {
+        if counts.all >= limits.connections || of_peer >= limits.connections_per_peer {
             return None;
         }
         counts.all += 1;

@@ -156,9 +156,8 @@ impl Actor {
         words: &Words,
         hints: Subscription,
     ) -> Result<(), Error> {
-        let timing = self.parts.app.timing();
         let first = Instant::now() + self.parts.app.until_sweep();
-        let mut sweep = tokio::time::interval_at(first, timing.sweep);
+        let mut sweep = tokio::time::interval_at(first, self.parts.app.timing().sweep);
         loop {
             self.begin();
             tokio::select! {
@@ -180,7 +179,7 @@ impl Actor {
                 }
                 _ = sweep.tick() => {
                     self.wanted.facts = true;
-                    if self.heard.elapsed() > timing.grace {
+                    if self.heard.elapsed() > self.parts.app.timing().grace {
                         return Err(Error::Closed);
                     }
                 }

@@ -3,6 +3,7 @@
 //! A transaction works on its own copy of the tables that it touches (copy on write) and publishes them at commit;
 //! dropped, it leaves no trace. Needs no runtime clock and does no I/O.
 
+mod expire;
 mod queue;
 mod read;
 mod secrets;

@@ -168,6 +168,10 @@ pub trait Store: Debug + Send + Sync {
     async fn next_not_before(&self, now: Millis) -> Result<Option<Millis>>;
     /// Builds whose counts or whose jobs' open needs differ from what their jobs say. Slow: for the sweep.
     async fn inconsistent(&self, limit: u32) -> Result<Vec<BuildId>>;
+    /// Builds that ended before this moment and have no open lease, the oldest first.
+    async fn ended_builds(&self, before: Millis, limit: u32) -> Result<Vec<BuildId>>;
+    /// All leases of a build's jobs.
+    async fn leases_of_build(&self, build: BuildId) -> Result<Vec<LeaseId>>;
 }
 
 /// One write transaction. Nothing but the database is awaited while one is open.
@@ -258,6 +262,12 @@ pub trait Tx: Send {
     /// Remembers when tokens were used last; a later moment stays.
     async fn touch_tokens(&mut self, used: &[(TokenId, Millis)]) -> Result<()>;
 
+    /// Deletes a build, with its jobs, leases, events, artifacts and secrets, where it ended before this moment and has no
+    /// open lease; says whether it did. Its logs must be gone.
+    async fn delete_build(&mut self, id: BuildId, before: Millis) -> Result<bool>;
+
+    /// Deletes the oldest records of the audit log that are older than this moment, but not the last; returns how many.
+    async fn delete_audit(&mut self, before: Millis, limit: u32) -> Result<u64>;
     /// Appends a record under the next number, which it returns. The last lock of a transaction.
     async fn append_audit(&mut self, row: &AuditRow) -> Result<i64>;
 

@@ -139,6 +139,33 @@ async fn a_folder_has_one_server_and_its_rows_outlive_it() {
 }
 
 #[tokio::test]
+async fn a_call_keeps_its_id_and_one_without_is_given_one() {
+    let world = World::start().await;
+    let ask = async |id: Option<&str>| {
+        let mut request = tonic::Request::new(v1::ListAgentsRequest {});
+        if let Some(id) = id {
+            request.metadata_mut().insert("x-request-id", id.parse().unwrap());
+        }
+        let answer = world.admins().list_agents(request).await.unwrap();
+        answer.metadata().get("x-request-id").unwrap().to_str().unwrap().to_owned()
+    };
+    assert_eq!(ask(Some("ci-17.a:b")).await, "ci-17.a:b");
+    let long = "x".repeat(65);
+    for replaced in [None, Some(""), Some("two words"), Some("{}"), Some(long.as_str())] {
+        let id = ask(replaced).await;
+        assert!(id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+    }
+    assert_ne!(ask(None).await, ask(None).await);
+    // It stands on what is refused too.
+    let mut request = tonic::Request::new(v1::ListAgentsRequest {});
+    request.metadata_mut().insert("x-request-id", "mine".parse().unwrap());
+    let mut stranger = v1::admin_service_client::AdminServiceClient::new(world.client(""));
+    let refused = stranger.list_agents(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert_eq!(refused.metadata().get("x-request-id").unwrap(), "mine");
+}
+
+#[tokio::test]
 async fn the_health_service_answers_without_a_token() {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
     let world = World::start().await;

@@ -83,3 +83,24 @@ pub(crate) async fn filters_and_pages(Made { store, .. }: Made) {
     let page = store.audit(&all(), Some(5), 2).await.unwrap();
     assert_eq!(page.iter().map(|row| row.number).collect::<Vec<_>>(), [4, 3]);
 }
+
+pub(crate) async fn old_records_go_but_for_the_last(Made { store, .. }: Made) {
+    for at in [1, 2, 9, 3, 4] {
+        append(&store, &row("a", "token.create", "x", at)).await;
+    }
+    let delete = async |before, limit| {
+        let mut tx = store.begin().await.unwrap();
+        let gone = tx.delete_audit(before, limit).await.unwrap();
+        tx.commit().await.unwrap();
+        gone
+    };
+    let left = async || {
+        let rows = store.audit(&AuditFilter::default(), None, 100).await.unwrap();
+        rows.into_iter().map(|row| row.number).collect::<Vec<_>>()
+    };
+    assert_eq!((delete(5, 1).await, delete(1, 9).await), (1, 0));
+    assert_eq!((delete(5, 9).await, left().await), (1, vec![5, 4, 3]));
+    assert_eq!((delete(100, 9).await, left().await), (2, vec![5]));
+    assert_eq!(delete(100, 9).await, 0);
+    assert_eq!(append(&store, &row("a", "token.create", "x", 5)).await, 6);
+}

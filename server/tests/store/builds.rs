@@ -3,12 +3,13 @@
 use kiln_core::{
     build::{BuildState, Counts},
     event::{Change, Record},
-    id::BuildId,
+    id::{AgentId, BuildId},
     job::Status,
+    session::LeasePhase,
 };
-use kiln_server::store::{BuildFilter, BuildRow, Error, SharedStore};
+use kiln_server::store::{BuildFilter, BuildRow, Error, NewJob, SharedStore};
 
-use crate::fixture::{Made, build, job, new_job, project, seed};
+use crate::fixture::{Made, build, job, lease, new_job, project, seed, uuid};
 
 pub(crate) async fn projects_round_trip_and_names_are_unique(Made { store, .. }: Made) {
     let mut tx = store.begin().await.unwrap();
@@ -158,15 +159,13 @@ pub(crate) async fn filters_narrow_a_list(Made { store, .. }: Made) {
     assert_eq!(ids(span).await, [rows[2].id, rows[3].id]);
 }
 
+fn record(build: BuildId, number: i64) -> Record {
+    Record { build, number, at: 7, change: Change::Submitted { jobs: 1 } }
+}
+
 pub(crate) async fn events_are_numbered_once(Made { store, .. }: Made) {
     let first = seed(&store, |build| vec![new_job(job(100, 0, build))]).await;
     let second = build(11, &project(1));
-    let record = |build: BuildId, number| Record {
-        build,
-        number,
-        at: 7,
-        change: Change::Submitted { jobs: 1 },
-    };
     let mut tx = store.begin().await.unwrap();
     tx.insert_builds(std::slice::from_ref(&second)).await.unwrap();
     let batch: Vec<_> = (1..=3).map(|number| record(first.id, number)).collect();
@@ -198,4 +197,59 @@ pub(crate) async fn a_thousand_builds_in_one_set(Made { store, .. }: Made) {
     tx.save_builds(&locked).await.unwrap();
     assert_eq!(tx.lock_builds(&ids).await.unwrap(), locked);
     tx.commit().await.unwrap();
+}
+
+#[expect(
+    clippy::cognitive_complexity,
+    reason = "one story: not yet, then all of it, and nothing else"
+)]
+pub(crate) async fn an_old_build_goes_with_all_that_is_its_own_and_a_needed_one_stays(
+    Made { store, .. }: Made,
+) {
+    let old = seed(&store, |build| {
+        let needed = new_job(job(100, 0, build));
+        let needs = vec![(needed.row.job.id, true)];
+        vec![needed, NewJob { needs, ..new_job(job(101, 1, build)) }]
+    })
+    .await;
+    let jobs = store.jobs_of(old.id).await.unwrap();
+    let mut given = lease(40, &jobs[0], AgentId::from_uuid(uuid(31)));
+    let mut new = BuildRow { key: Some("new".to_owned()), ..build(11, &project(1)) };
+    let mut old = BuildRow { last_event: 1, finished_at: Some(5_000), ..old };
+    old.counts = Counts { succeeded: 2, ..Counts::default() };
+    let mut tx = store.begin().await.unwrap();
+    tx.insert_builds(std::slice::from_ref(&new)).await.unwrap();
+    tx.insert_jobs(&[new_job(job(102, 0, &new))]).await.unwrap();
+    new = BuildRow { finished_at: Some(9_000), ..new };
+    new.counts = Counts { failed: 1, ..Counts::default() };
+    tx.save_builds(&[old.clone(), new.clone()]).await.unwrap();
+    tx.insert_leases(std::slice::from_ref(&given)).await.unwrap();
+    tx.append_events(&[record(old.id, 1)]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(store.leases_of_build(old.id).await.unwrap(), [given.id]);
+    assert_eq!(store.ended_builds(9_000, 9).await.unwrap(), [], "its lease is open");
+
+    let mut tx = store.begin().await.unwrap();
+    assert!(!tx.delete_build(old.id, 9_000).await.unwrap(), "its lease is open");
+    given.phase = LeasePhase::Finished;
+    tx.save_leases(&[given.clone()]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(store.ended_builds(5_000, 9).await.unwrap(), [], "it ended at that moment");
+    assert_eq!(store.ended_builds(9_000, 9).await.unwrap(), [old.id]);
+    assert_eq!(store.ended_builds(9_001, 9).await.unwrap(), [old.id, new.id]);
+    assert_eq!(store.ended_builds(9_001, 1).await.unwrap(), [old.id]);
+
+    let mut tx = store.begin().await.unwrap();
+    assert!(!tx.delete_build(new.id, 9_000).await.unwrap(), "it is not old enough");
+    assert!(tx.delete_build(old.id, 9_000).await.unwrap());
+    assert!(!tx.delete_build(old.id, 9_000).await.unwrap(), "it is gone");
+    tx.commit().await.unwrap();
+    assert_eq!(store.build(old.id).await.unwrap(), None);
+    assert_eq!(store.jobs_of(old.id).await.unwrap(), []);
+    assert_eq!(store.needs_of(old.id).await.unwrap(), []);
+    assert_eq!(store.spec(jobs[0].job.id).await.unwrap(), None);
+    assert_eq!(store.lease(given.id).await.unwrap(), None);
+    assert_eq!(store.events(old.id, 0, 9).await.unwrap(), []);
+    assert_eq!(store.build(new.id).await.unwrap(), Some(new.clone()));
+    assert_eq!(store.jobs_of(new.id).await.unwrap().len(), 1);
 }

@@ -63,6 +63,7 @@ on_all_stores! {
         records_are_numbered_without_gaps_whoever_is_faster,
         a_record_goes_with_its_transaction,
         filters_and_pages,
+        old_records_go_but_for_the_last,
     }
     transactions::{
         a_dropped_transaction_changes_nothing,
@@ -80,6 +81,7 @@ on_all_stores! {
         filters_narrow_a_list,
         events_are_numbered_once,
         a_thousand_builds_in_one_set,
+        an_old_build_goes_with_all_that_is_its_own_and_a_needed_one_stays,
     }
     jobs::{
         jobs_round_trip_in_every_state,

@@ -202,7 +202,7 @@ impl World {
         let mut command = Command::new(&self.bin);
         command.args(args).current_dir(self.dir.path());
         command.env("XDG_CONFIG_HOME", self.path("config")).env("NO_COLOR", "1");
-        command.env("KILN_LOG", "info,kiln_server=debug,kiln_agent=debug");
+        command.env("KILN_LOG_FILTER", "info,kiln_server=debug,kiln_agent=debug");
         command.env_remove("KILN_TOKEN").env("DOCKER_HOST", "unix:///nowhere");
         if self.fault.strikes(|blow| matches!(blow, Blow::Jump(of, _) if *of == who))
             && let Some(library) = faketime()

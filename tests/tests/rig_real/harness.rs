@@ -158,7 +158,7 @@ impl Kiln {
         command.env("XDG_CONFIG_HOME", self.path("config")).env("NO_COLOR", "1");
         command.env("DOCKER_HOST", variable("KILN_TEST_DOCKER").unwrap_or_default());
         if !self.log.is_empty() && matches!(args[0], "server" | "agent") {
-            command.env("KILN_LOG", self.log);
+            command.env("KILN_LOG_FILTER", self.log);
         }
         if args[0] == "server" && !self.secrets_key.is_empty() {
             command.env("KILN_SECRETS_KEY", &self.secrets_key);

@@ -361,7 +361,7 @@ impl App {
             return Ok(known);
         }
         let Some(row) = self.0.store.agent(agent).await? else { return Ok(false) };
-        let grace = i64::try_from(self.0.timing.grace.as_millis()).unwrap_or(Millis::MAX);
+        let grace = i64::try_from(self.timing().grace.as_millis()).unwrap_or(Millis::MAX);
         let online = now.saturating_sub(row.seen_at) < grace;
         let busy = busy(&self.0.store.open_leases(Some(&[agent])).await?);
         let agent = as_agent(row, online, busy);

@@ -38,6 +38,7 @@ mod claims;
 mod commits;
 mod database;
 mod reaper;
+mod retention;
 mod secrets;
 mod sessions;
 mod tokens;

@@ -11,12 +11,13 @@ use std::{
 use kiln_core::id::TokenId;
 use tonic::Status;
 
-use super::streams::Streams;
+use super::streams::{Permit, Streams};
 use crate::{
     app::{App, Principal},
     clock::SharedClock,
     config::Limits,
     grpc::{bucket::Buckets, status},
+    live::Live,
 };
 
 /// A credential that was good so lately is let in although its address fails.
@@ -31,14 +32,36 @@ pub struct Limiter(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     clock: SharedClock,
-    limits: Limits,
-    calls: Option<Buckets<TokenId>>,
-    submissions: Option<Buckets<TokenId>>,
-    failures: Option<Buckets<IpAddr>>,
+    rules: Live<Rules>,
     /// Keyed hashes of credentials, and when they were good last.
     good: Mutex<HashMap<u64, Duration>>,
     hash: RandomState,
     streams: Arc<Streams>,
+}
+
+/// The limits that hold now, and what was taken of them.
+#[derive(Debug)]
+struct Rules {
+    limits: Limits,
+    calls: Option<Buckets<TokenId>>,
+    submissions: Option<Buckets<TokenId>>,
+    failures: Option<Buckets<IpAddr>>,
+}
+
+impl Rules {
+    fn new(limits: Limits) -> Self {
+        let (second, minute) = (Duration::from_secs(1), Duration::from_mins(1));
+        Self {
+            calls: Buckets::new(limits.calls_per_second, second, limits.calls_burst),
+            submissions: Buckets::new(
+                limits.submissions_per_minute,
+                minute,
+                limits.submissions_per_minute,
+            ),
+            failures: Buckets::new(limits.failures_per_minute, minute, limits.failures_per_minute),
+            limits,
+        }
+    }
 }
 
 /// Who is counted as one: an IPv6 host has a whole /64 network to itself.
@@ -54,25 +77,23 @@ pub fn neighbourhood(peer: IpAddr) -> IpAddr {
 
 impl Limiter {
     pub fn new(limits: Limits, clock: SharedClock) -> Self {
-        let (second, minute) = (Duration::from_secs(1), Duration::from_mins(1));
         Self(Arc::new(Inner {
-            calls: Buckets::new(limits.calls_per_second, second, limits.calls_burst),
-            submissions: Buckets::new(
-                limits.submissions_per_minute,
-                minute,
-                limits.submissions_per_minute,
-            ),
-            failures: Buckets::new(limits.failures_per_minute, minute, limits.failures_per_minute),
+            rules: Rules::new(limits).into(),
             good: Mutex::default(),
             hash: RandomState::new(),
-            streams: Arc::new(Streams::new(limits.streams)),
+            streams: Arc::default(),
             clock,
-            limits,
         }))
     }
 
-    pub(super) fn streams(&self) -> &Arc<Streams> {
-        &self.0.streams
+    /// Other limits from now on. What was taken is forgotten, but for open streams.
+    pub fn set(&self, limits: Limits) {
+        self.0.rules.set(Rules::new(limits));
+    }
+
+    /// The right to one more stream.
+    pub(super) fn stream(&self, principal: &Principal) -> Result<Permit, Status> {
+        self.0.streams.open(principal, self.0.rules.get().limits.streams)
     }
 
     /// Cuts open streams whose credential is void by now.
@@ -83,13 +104,14 @@ impl Limiter {
     /// Before a credential is looked at: whether its address failed too often. One that was good lately is not barred:
     /// who shares an address with an attacker goes on working.
     pub(super) fn knock(&self, peer: Option<IpAddr>, bearer: Option<&str>) -> Result<(), Status> {
-        let (Some(failures), Some(peer)) = (&self.0.failures, peer) else { return Ok(()) };
+        let rules = self.0.rules.get();
+        let (Some(failures), Some(peer)) = (&rules.failures, peer) else { return Ok(()) };
         let now = self.0.clock.elapsed();
         match failures.wait(&neighbourhood(peer), now) {
             Some(wait) if !bearer.is_some_and(|bearer| self.was_good(bearer, now)) => {
                 let text = format!(
                     "more than {} logins a minute from this address failed",
-                    self.0.limits.failures_per_minute
+                    rules.limits.failures_per_minute
                 );
                 Err(status::too_much(text, "limits.failures_per_minute", wait))
             }
@@ -99,7 +121,7 @@ impl Limiter {
 
     /// No or a wrong credential came from this address.
     pub(super) fn failed(&self, peer: Option<IpAddr>) {
-        if let (Some(failures), Some(peer)) = (&self.0.failures, peer) {
+        if let (Some(failures), Some(peer)) = (&self.0.rules.get().failures, peer) {
             // Beyond the limit, nothing is looked at any more.
             let _ = failures.take(neighbourhood(peer), self.0.clock.elapsed());
         }
@@ -107,7 +129,7 @@ impl Limiter {
 
     /// A credential was good.
     pub(super) fn passed(&self, bearer: &str) {
-        if self.0.failures.is_none() {
+        if self.0.rules.get().failures.is_none() {
             return;
         }
         let now = self.0.clock.elapsed();
@@ -131,15 +153,15 @@ impl Limiter {
     pub(super) fn call(&self, principal: &Principal, method: &str) -> Result<(), Status> {
         let Principal::Token { id, .. } = principal else { return Ok(()) };
         let now = self.0.clock.elapsed();
-        let limits = &self.0.limits;
-        if let Some(calls) = &self.0.calls {
+        let Rules { limits, calls, submissions, .. } = &*self.0.rules.get();
+        if let Some(calls) = calls {
             calls.take(*id, now).map_err(|wait| {
                 let text =
                     format!("more than {} calls a second with one token", limits.calls_per_second);
                 status::too_much(text, "limits.calls_per_second", wait)
             })?;
         }
-        match &self.0.submissions {
+        match submissions {
             Some(submissions) if method == "BuildService/SubmitBuild" => {
                 submissions.take(*id, now).map_err(|wait| {
                     let text = format!(
@@ -193,6 +215,28 @@ mod tests {
         assert!(limiter.call(&token(2), submit).is_ok());
         clock.now.store(60_000, Ordering::SeqCst);
         assert!(limiter.call(&token(1), submit).is_ok());
+    }
+
+    #[test]
+    fn new_limits_hold_at_once() {
+        let (limiter, _) =
+            limiter(Limits { calls_burst: 1, calls_per_second: 1, ..Limits::default() });
+        let get = |limiter: &Limiter| limiter.call(&token(1), "BuildService/GetBuild").is_ok();
+        assert_eq!([get(&limiter), get(&limiter)], [true, false]);
+        limiter.set(Limits {
+            calls_burst: 2,
+            calls_per_second: 1,
+            streams: 1,
+            ..Limits::default()
+        });
+        assert_eq!([get(&limiter), get(&limiter), get(&limiter)], [true, true, false]);
+        let stream = limiter.stream(&token(1)).unwrap();
+        assert!(limiter.stream(&token(1)).is_err());
+        limiter.set(Limits { streams: 2, ..Limits::default() });
+        let _second = limiter.stream(&token(1)).unwrap();
+        assert!(limiter.stream(&token(1)).is_err(), "those that are open count");
+        drop(stream);
+        assert!(limiter.stream(&token(1)).is_ok());
     }
 
     #[test]

@@ -40,10 +40,8 @@ struct Open {
 }
 
 /// Streams that are open now.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Streams {
-    /// Of one token; zero is no limit.
-    most: u32,
     open: Mutex<HashMap<Uuid, Open>>,
 }
 
@@ -55,12 +53,13 @@ fn key(principal: &Principal) -> Uuid {
 }
 
 impl Streams {
-    pub(super) fn new(most: u32) -> Self {
-        Self { most, open: Mutex::default() }
-    }
-
-    /// One more stream of this caller. Agents open as many as their leases need; their connection bounds them.
-    pub(super) fn open(self: &Arc<Self>, principal: &Principal) -> Result<Permit, Status> {
+    /// One more stream of this caller, who may have so many; zero is no limit. Agents open as many as their leases need;
+    /// their connection bounds them.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        principal: &Principal,
+        most: u32,
+    ) -> Result<Permit, Status> {
         let id = key(principal);
         let mut all = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let open = all.entry(id).or_insert_with(|| Open {
@@ -68,9 +67,9 @@ impl Streams {
             count: 0,
             cut: CancellationToken::new(),
         });
-        let limited = matches!(principal, Principal::Token { .. }) && self.most > 0;
-        if limited && open.count >= self.most {
-            let text = format!("{} streams are open with this token", self.most);
+        let limited = matches!(principal, Principal::Token { .. }) && most > 0;
+        if limited && open.count >= most {
+            let text = format!("{most} streams are open with this token");
             return Err(status::too_much(text, "limits.streams", COME_BACK));
         }
         open.count += 1;

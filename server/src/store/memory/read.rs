@@ -20,7 +20,7 @@ use super::{
         EvictedAgentRow, GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow,
         SessionRow, Store, TokenRow, Tx,
     },
-    Memory, State, all, entry, queue, row, rows, secrets, sorted,
+    Memory, State, all, entry, expire, queue, row, rows, secrets, sorted,
 };
 
 #[async_trait]
@@ -130,6 +130,14 @@ impl Store for Memory {
         let mut rows = all(&self.snapshot().leases);
         rows.retain(|row| row.job == job);
         Ok(rows)
+    }
+
+    async fn ended_builds(&self, before: Millis, limit: u32) -> Result<Vec<BuildId>> {
+        Ok(expire::ended_builds(&self.snapshot(), before, limit))
+    }
+
+    async fn leases_of_build(&self, build: BuildId) -> Result<Vec<LeaseId>> {
+        Ok(expire::leases_of(&self.snapshot(), build))
     }
 
     async fn open_leases(&self, agents: Option<&[AgentId]>) -> Result<Vec<LeaseRow>> {

@@ -17,7 +17,7 @@ use super::{
         GrantRow, GroupRow, JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow,
         TokenRow, Tx,
     },
-    MemoryTx, all, entry, is_open, is_queued, put, queue, row, rows, secrets, sorted,
+    MemoryTx, all, entry, expire, is_open, is_queued, put, queue, row, rows, secrets, sorted,
 };
 
 #[async_trait]
@@ -67,6 +67,14 @@ impl Tx for MemoryTx {
 
     async fn lock_builds(&mut self, ids: &[BuildId]) -> Result<Vec<BuildRow>> {
         Ok(rows(&self.state.builds, &sorted(ids)))
+    }
+
+    async fn delete_build(&mut self, id: BuildId, before: Millis) -> Result<bool> {
+        Ok(expire::delete_build(&mut self.state, id, before))
+    }
+
+    async fn delete_audit(&mut self, before: Millis, limit: u32) -> Result<u64> {
+        Ok(expire::delete_audit(&mut self.state, before, limit))
     }
 
     async fn save_builds(&mut self, rows: &[BuildRow]) -> Result<()> {

@@ -20,9 +20,9 @@ use super::{
         EvictedAgentRow, GroupRow, JobRow, LeaseRow, ProjectRow, QueueRow, Result, SecretRow,
         SessionRow, Store, TokenRow, Tx,
     },
-    Sql, agent, artifact, audit, authority, build, census, class, event, evicted_agent, group, job,
-    job_spec, lease, migrate, need, project, queue, secret, secret_grant, session, set, sweep,
-    token,
+    Sql, agent, artifact, audit, authority, build, census, class, event, evicted_agent, expire,
+    group, job, job_spec, lease, migrate, need, project, queue, secret, secret_grant, session, set,
+    sweep, token,
 };
 
 #[async_trait]
@@ -112,6 +112,14 @@ impl Store for Sql {
 
     async fn leases_of_job(&self, job: JobId) -> Result<Vec<LeaseRow>> {
         lease::of_job(&self.reader, job).await
+    }
+
+    async fn ended_builds(&self, before: Millis, limit: u32) -> Result<Vec<BuildId>> {
+        expire::ended_builds(&self.reader, before, limit).await
+    }
+
+    async fn leases_of_build(&self, build: BuildId) -> Result<Vec<LeaseId>> {
+        expire::leases_of(&self.reader, build).await
     }
 
     async fn open_leases(&self, agents: Option<&[AgentId]>) -> Result<Vec<LeaseRow>> {

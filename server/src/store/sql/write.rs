@@ -18,8 +18,8 @@ use super::{
         GroupRow, JobRow, LeaseRow, NewJob, ProjectRow, Result, SecretRow, SessionRow, TokenRow,
         Tx,
     },
-    affinity, agent, artifact, audit, authority, build, class, event, evicted_agent, group, job,
-    lease, need, project, queue, secret, secret_grant, session, set, token,
+    affinity, agent, artifact, audit, authority, build, class, event, evicted_agent, expire, group,
+    job, lease, need, project, queue, secret, secret_grant, session, set, token,
     tx::SqlTx,
 };
 
@@ -58,6 +58,17 @@ impl Tx for SqlTx {
         let select = build::Entity::find().lock(LOCK);
         let ids = ids.iter().map(|id| id.uuid());
         set::among(&**self, select, build::Column::Id, ids, "lock builds").await
+    }
+
+    async fn delete_build(&mut self, id: BuildId, before: Millis) -> Result<bool> {
+        if self.lock_builds(&[id]).await?.is_empty() {
+            return Ok(false);
+        }
+        expire::delete_build(&**self, id, before).await
+    }
+
+    async fn delete_audit(&mut self, before: Millis, limit: u32) -> Result<u64> {
+        expire::delete_audit(&**self, before, limit).await
     }
 
     async fn save_builds(&mut self, rows: &[BuildRow]) -> Result<()> {
