@@ -100,7 +100,9 @@ fn an_agent_is_who_has_the_credential_and_its_own_certificate() {
         key_pem: stranger.signing_key.serialize_pem(),
     };
     for (code, reason) in asked(&farm, &bearer, Some(&stranger)) {
-        assert_eq!((code, reason), (Code::FailedPrecondition, None));
+        // The end of the connection may be noticed before the reason that the server gave for it.
+        let refused = [Code::FailedPrecondition, Code::Cancelled, Code::Unavailable];
+        assert!(refused.contains(&code) && reason.is_none(), "{code:?} {reason:?}");
     }
 
     farm.start_agent("one", None);
