@@ -62,8 +62,10 @@ pub fn run(order: &Order, say: impl Fn(&str) + Sync) -> Report {
         }
     }
     let (waiting, report) = (Mutex::new(waiting), Mutex::new(Report::default()));
+    // A call of its own: what is locked in the head of a loop stays so for its body, and rounds would take turns.
+    let next = || lock(&waiting).pop_front();
     let worker = || {
-        while let Some(next) = lock(&waiting).pop_front() {
+        while let Some(next) = next() {
             if is_interrupted() {
                 return;
             }
